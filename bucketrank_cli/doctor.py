@@ -1,0 +1,62 @@
+"""`bucketrank doctor`: what is installed, what works, what is missing and how to get it."""
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bucketed_ranking.environment import Report
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+
+
+def doctor(
+    output_format: Annotated[
+        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
+    ] = Format.table,
+) -> None:
+    """Say what is installed and works, what is missing, and how to get it.
+
+    The exit code is 0 where training is possible, 1 where something it needs is missing.
+    """
+    from bucketed_ranking.environment import collect_report
+
+    report = collect_report()
+    if output_format is Format.json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _print_table(report)
+    if not report.ready:
+        raise typer.Exit(1)
+
+
+def _print_table(report: "Report") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "missing": "red", "broken": "red", "absent": "yellow"}
+    table = Table("what", "state", "found")
+    group = None
+    for finding in report.findings:
+        if group not in (None, finding.group):
+            table.add_section()
+        group = finding.group
+        table.add_row(
+            finding.name, Text(finding.state, style=styles[finding.state]), Text(finding.detail)
+        )
+    console = Console()
+    console.print(table)
+    for finding in report.findings:
+        if finding.remedy:
+            console.print(Text(f"{finding.name}: {finding.remedy}"), soft_wrap=True)
+    if report.ready:
+        console.print(Text("Training is possible here.", style="bold green"))
+    else:
+        names = ", ".join(finding.name for finding in report.lacking)
+        console.print(Text(f"Training is not possible yet; mend: {names}.", style="bold red"))
