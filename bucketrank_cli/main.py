@@ -46,8 +46,8 @@ def main() -> None:
         app(prog_name="bucketrank")
     except Exception as error:
         error.add_note(
-            "This is a bug in bucketrank: please report it on the project's issue tracker, with the "
-            "command, the lines above and the output of `bucketrank doctor`."
+            "This is a bug in bucketrank: please report it on the project's issue tracker, with "
+            "the command, the lines above and the output of `bucketrank doctor`."
         )
         raise
 

@@ -35,5 +35,7 @@ def _detectron2_imports() -> bool:
     return False
 
 
-if _detectron2_imports() and all(find_spec(f"{__name__}.{part}") for part in ("losses", "modeling")):
+if _detectron2_imports() and all(
+    find_spec(f"{__name__}.{part}") for part in ("losses", "modeling")
+):
     from . import modeling  # noqa: F401  (imported to register)

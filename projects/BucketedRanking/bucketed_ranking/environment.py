@@ -1,4 +1,4 @@
-"""What is around the package: its version and configs, Detectron2, devices, and the doctor's report.
+"""What is around the package: its version and configs, Detectron2, devices, the doctor's report.
 
 Only the standard library is imported at the top: this module must work where much is missing.
 """
@@ -167,12 +167,12 @@ def _try_torchvision() -> str:
 def _try_detectron2() -> str:
     import torch
 
-    operators = import_module("detectron2._C")
+    compiled = import_module("detectron2._C")  # which also fills torch.ops.detectron2
     box = torch.tensor([[2.0, 2.0, 4.0, 2.0, 0.0]])
-    overlap = operators.box_iou_rotated(box, box).item()
+    overlap = torch.ops.detectron2.box_iou_rotated(box, box).item()
     if abs(overlap - 1.0) > 1e-3:
         raise RuntimeError(f"box_iou_rotated of a box with itself is {overlap}, expected 1")
-    built_for = operators.get_cuda_version() if operators.has_cuda() else "CPU only"
+    built_for = compiled.get_cuda_version() if compiled.has_cuda() else "CPU only"
     return f"box_iou_rotated works; built for {built_for}"
 
 
@@ -192,7 +192,9 @@ def _devices() -> list[Finding]:
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     findings = [Finding("devices", "cpu", "ok", threads)]
     if not torch.cuda.is_available():
-        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU torch"
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU torch"
+        )
         findings.append(Finding("devices", "cuda", "absent", f"no usable device ({built})"))
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

@@ -1,0 +1,39 @@
+# Each target is enough on its own on a fresh machine: what it needs is set up first, in .venv.
+#   PYTHON=python3.12     the interpreter of a new .venv
+#   DETECTRON2=SOURCE     detectron2 from a folder, a wheel or a pip url
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PYTHON DETECTRON2
+
+python := .venv/bin/python
+# One worker a core, and one torch thread a worker (tests/conftest.py).
+WORKERS ?= auto
+
+.PHONY: help setup demo test lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## (.*)/\1|\2/' \
+		| while IFS='|' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
+
+setup: ## install everything into .venv (pinned versions, detectron2 compiled from its sources)
+	@tools/setup.sh
+
+demo: setup ## generate the data set, train and evaluate two small detectors, print one table
+	.venv/bin/bucketrank demo
+
+test: setup ## run the tests
+	$(python) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+
+lint: setup ## check style, format and the types of the losses
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+format: setup ## put the sources into the house format
+	$(python) -m ruff check --fix-only .
+	$(python) -m ruff format .
+
+clean: ## remove .venv, caches and build products; runs and data stay
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
