@@ -1,0 +1,47 @@
+"""What every test gets: one torch thread, a home of its own, and the paths of what lies around."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: a worker of pytest-xdist has one core, and so have the processes that
+# the tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bucketrank_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home for registry and generated data, so that no test reads or writes anybody's own."""
+    home = tmp_path_factory.mktemp("bucketrank-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUCKETRANK_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """The BCCD photographs of blood cells, where they lie beside the checkout."""
+    folder = REPOSITORY.parent / "shared" / "data" / "bccd"
+    if not folder.is_dir():
+        pytest.skip("the BCCD photographs are not there: ../shared/data/bccd beside the checkout")
+    return folder
