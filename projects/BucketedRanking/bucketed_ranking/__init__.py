@@ -36,6 +36,6 @@ def _detectron2_imports() -> bool:
 
 
 if _detectron2_imports() and all(
-    find_spec(f"{__name__}.{part}") for part in ("losses", "modeling")
+    find_spec(f"{__name__}.{part}") for part in ("losses.api", "modeling")
 ):
     from . import modeling  # noqa: F401  (imported to register)
