@@ -1,0 +1,290 @@
+"""The public ranking losses: plain functions over dense targets, and ``RankingLoss`` over both."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .autograd import Positives, Ranking, ranking_losses
+
+LOSS_NAMES: dict[str, tuple[str, str]] = {
+    "ap": ("ap", "loop"),
+    "alrp": ("alrp", "loop"),
+    "rs": ("rs", "loop"),
+    "bap": ("ap", "bucketed"),
+    "brs": ("rs", "bucketed"),
+    "ap-exact": ("ap", "exact"),
+    "alrp-exact": ("alrp", "exact"),
+    "rs-exact": ("rs", "exact"),
+}
+"""Every loss that ``RankingLoss`` can be built from, as (objective, algorithm)."""
+
+ALGORITHMS = ("loop", "bucketed", "exact")
+DEFAULT_DELTAS = {"ap": 1.0, "alrp": 1.0, "rs": 0.5}
+_OUTPUTS = {
+    "ap": ("loss_rank",),
+    "alrp": ("loss_rank", "loss_loc"),
+    "rs": ("loss_rank", "loss_sort"),
+}
+
+
+def ap_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    delta: float = 1.0,
+    interpolated: bool = False,
+    algorithm: str = "exact",
+) -> Tensor:
+    """Average Precision loss: the mean over the positives of the share of negatives ranked above.
+
+    Chen et al., "Towards Accurate One-Stage Object Detection with AP-Loss", CVPR 2019 (eq. 5-9);
+    bucketed: Yavuz et al., ECCV 2024 (section 4).
+
+    Args:
+        logits: any shape, floating point; one ranking runs over all of them.
+        targets: same shape; above 0 is a positive, 0 a negative, -1 takes no part.
+        delta: half-width of the linear step that compares two logits, in logits, >= 0.
+        interpolated: use the best precision among the positives that score no higher, as the
+            original AP Loss code does.
+        algorithm: "exact" (lossless buckets), "bucketed" (mean prototypes, as published) or "loop"
+            (one positive at a time).
+
+    Returns:
+        Scalar in [0, 1]; float32, or float64 for float64 logits. Zero without positives, NaN if a
+        logit is NaN or a positive's is infinite.
+
+    Raises:
+        ValueError: an argument's shape, type, value or name is not as above.
+    """
+    ranking = _ranking("ap", algorithm, delta, interpolated)
+    return _dense(ranking, logits, targets, None)[0]
+
+
+def rank_sort_loss(
+    logits: Tensor, targets: Tensor, *, delta: float = 0.5, algorithm: str = "exact"
+) -> tuple[Tensor, Tensor]:
+    """Rank & Sort loss: positives above negatives, and positives in the order of their qualities.
+
+    Oksuz et al., "Rank & Sort Loss for Object Detection and Instance Segmentation", ICCV 2021
+    (eq. 6-10); bucketed: Yavuz et al., ECCV 2024 (section 4).
+
+    Args:
+        logits: any shape, floating point; one ranking runs over all of them.
+        targets: same shape; above 0 is a positive and its quality (IoU, at most 1), 0 a negative,
+            -1 takes no part.
+        delta: half-width of the linear step that compares two logits, in logits, >= 0.
+        algorithm: "exact" (lossless buckets), "bucketed" (mean prototypes, as published) or "loop"
+            (one positive at a time).
+
+    Returns:
+        Two scalars, the ranking and the sorting error; float32, or float64 for float64 logits.
+        Zero without positives, NaN if a logit is NaN or a positive's is infinite.
+
+    Raises:
+        ValueError: an argument's shape, type, value or name is not as above.
+    """
+    ranking = _ranking("rs", algorithm, delta, False)
+    rank, sort = _dense(ranking, logits, targets, None)
+    return rank, sort
+
+
+def alrp_loss(
+    logits: Tensor,
+    targets: Tensor,
+    box_losses: Tensor,
+    *,
+    delta: float = 1.0,
+    algorithm: str = "exact",
+) -> tuple[Tensor, Tensor]:
+    """Average Localisation-Recall-Precision loss: one ranking for both tasks of a detector.
+
+    Oksuz et al., "A Ranking-based, Balanced Loss Function Unifying Classification and Localisation
+    in Object Detection", NeurIPS 2020 (eq. 9-12).
+
+    Args:
+        logits: any shape, floating point; one ranking runs over all of them.
+        targets: same shape; above 0 is a positive, 0 a negative, -1 takes no part.
+        box_losses: [P], the box regression loss in [0, 1] of each positive, in the order of the
+            positives in the flattened targets.
+        delta: half-width of the linear step that compares two logits, in logits, >= 0.
+        algorithm: "exact" (lossless buckets) or "loop" (one positive at a time).
+
+    Returns:
+        Two scalars, the classification part (gradient to the logits) and the localisation part
+        (gradient to the box losses); float32, or float64 for float64 logits. Zero without
+        positives, NaN if a logit is NaN or a positive's is infinite.
+
+    Raises:
+        ValueError: an argument's shape, type, value or name is not as above.
+    """
+    ranking = _ranking("alrp", algorithm, delta, False)
+    classification, localisation = _dense(ranking, logits, targets, box_losses)
+    return classification, localisation
+
+
+class RankingLoss(nn.Module):
+    """A ranking loss chosen by name; see ``LOSS_NAMES`` and the function of its objective.
+
+    Args:
+        name: a key of ``LOSS_NAMES``.
+        delta: half-width of the linear step that compares two logits; None: 1.0 for AP and aLRP,
+            0.5 for RS, as in their papers.
+        interpolated: for AP only; None: yes for ``ap`` and ``ap-exact``, as the original AP Loss
+            does, no for ``bap``, as published.
+
+    Raises:
+        ValueError: unknown name, delta that is negative or not finite, or ``interpolated`` asked of
+            another objective than AP.
+    """
+
+    def __init__(
+        self, name: str, delta: float | None = None, interpolated: bool | None = None
+    ) -> None:
+        super().__init__()
+        if name not in LOSS_NAMES:
+            raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(LOSS_NAMES)}")
+        self.name = name
+        self.objective, self.algorithm = LOSS_NAMES[name]
+        if delta is None:
+            delta = DEFAULT_DELTAS[self.objective]
+        if interpolated is None:
+            interpolated = self.objective == "ap" and self.algorithm != "bucketed"
+        self._ranking = _ranking(self.objective, self.algorithm, delta, interpolated)
+        self.delta, self.interpolated = self._ranking.delta, interpolated
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, box_losses: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The losses for dense ``targets``; arguments as in ``ap_loss`` and its siblings.
+
+        Returns:
+            Scalars ``loss_rank`` and, for RS, ``loss_sort``, for aLRP, ``loss_loc``.
+        """
+        return self._named(_dense(self._ranking, logits, targets, box_losses))
+
+    def forward_indexed(
+        self,
+        logits: Tensor,
+        positives: Tensor,
+        qualities: Tensor,
+        ignored_rows: Tensor | None = None,
+        box_losses: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses for few positives among many logits, without targets of the logits' size.
+
+        Values are not checked here, so that nothing waits for the device.
+
+        Args:
+            logits: [A, C] or any other shape, floating point, any strides.
+            positives: LongTensor [P], their flat indices into ``logits`` in C order, each once, in
+                any order.
+            qualities: [P] in (0, 1]; used by RS only.
+            ignored_rows: BoolTensor [A], or over any leading dimensions of ``logits``: what takes
+                no part. A positive always takes part.
+            box_losses: [P] in the order of ``positives``; required by aLRP, unused otherwise.
+
+        Returns:
+            Scalars ``loss_rank`` and, for RS, ``loss_sort``, for aLRP, ``loss_loc``.
+
+        Raises:
+            ValueError: a shape or type is not as above.
+        """
+        losses = _indexed(self._ranking, logits, positives, qualities, ignored_rows, box_losses)
+        return self._named(losses)
+
+    def extra_repr(self) -> str:
+        """The options, as ``repr`` shows them."""
+        options = f"{self.name!r}, delta={self.delta:g}"
+        return options + (f", interpolated={self.interpolated}" if self.objective == "ap" else "")
+
+    def _named(self, losses: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip(_OUTPUTS[self.objective], losses, strict=True))
+
+
+def _ranking(objective: str, algorithm: str, delta: float, interpolated: bool) -> Ranking:
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
+    if (objective, algorithm) not in LOSS_NAMES.values():
+        raise ValueError("the aLRP loss has no bucketed form; choose algorithm 'exact' or 'loop'")
+    if not isinstance(delta, int | float) or not math.isfinite(delta) or delta < 0:
+        raise ValueError(f"delta must be a finite number of at least 0, not {delta!r}")
+    if interpolated and objective != "ap":
+        raise ValueError(f"only the AP loss can be interpolated, not {objective!r}")
+    return Ranking(objective, algorithm, float(delta), bool(interpolated))
+
+
+def _dense(
+    ranking: Ranking, logits: Tensor, targets: Tensor, box_losses: Tensor | None
+) -> tuple[Tensor, ...]:
+    _check_logits(logits)
+    if targets.shape != logits.shape:
+        raise ValueError(
+            f"targets must have the shape of logits, {list(logits.shape)}, "
+            f"not {list(targets.shape)}"
+        )
+    if targets.is_complex():
+        raise ValueError(f"targets must be real numbers, not {targets.dtype}")
+    if targets.device.type == "cpu":
+        # On other devices looking at the values would make the host wait for them.
+        allowed = (targets == -1) | ((targets >= 0) & (targets <= 1))
+        if not allowed.all():
+            found = targets[~allowed][0].item()
+            raise ValueError(f"targets must be -1 or in [0, 1]; one of them is {found}")
+    flat = targets.reshape(-1)
+    positives = (flat > 0).nonzero().squeeze(1)
+    qualities = flat[positives].to(torch.promote_types(flat.dtype, torch.float32))
+    ignored = targets < 0
+    return _indexed(ranking, logits, positives, qualities, ignored, box_losses)
+
+
+def _indexed(
+    ranking: Ranking,
+    logits: Tensor,
+    positives: Tensor,
+    qualities: Tensor,
+    ignored: Tensor | None,
+    box_losses: Tensor | None,
+) -> tuple[Tensor, ...]:
+    _check_logits(logits)
+    if positives.dtype != torch.int64 or positives.dim() != 1:
+        raise ValueError(
+            "positives must be flat indices, an int64 tensor [P], not "
+            f"{positives.dtype} {list(positives.shape)}"
+        )
+    _check_per_positive("qualities", qualities, positives)
+    if ignored is not None:
+        _check_ignored(ignored, logits)
+    if ranking.objective != "alrp":
+        box_losses = None
+    elif box_losses is None:
+        raise ValueError("the aLRP loss needs box_losses, one for each positive")
+    else:
+        _check_per_positive("box_losses", box_losses, positives)
+    chosen = Positives(positives, qualities.detach())
+    return ranking_losses(ranking, logits, chosen, ignored, box_losses)
+
+
+def _check_logits(logits: Tensor) -> None:
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be float16, bfloat16, float32 or float64, not {logits.dtype}"
+        )
+
+
+def _check_per_positive(name: str, values: Tensor, positives: Tensor) -> None:
+    if values.shape != positives.shape:
+        raise ValueError(
+            f"{name} must hold one value for each of the {positives.numel()} positives, "
+            f"not have shape {list(values.shape)}"
+        )
+    if not values.is_floating_point():
+        raise ValueError(f"{name} must be floating point, not {values.dtype}")
+
+
+def _check_ignored(ignored: Tensor, logits: Tensor) -> None:
+    if ignored.dtype != torch.bool or ignored.shape != logits.shape[: ignored.dim()]:
+        raise ValueError(
+            f"ignored_rows must be a bool tensor over the rows of logits {list(logits.shape)}, "
+            f"not {ignored.dtype} {list(ignored.shape)}"
+        )
