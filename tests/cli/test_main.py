@@ -1,0 +1,105 @@
+"""The frame of the command line: errors, versions, help, completion."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bucketed_ranking.errors import BucketRankError
+from bucketrank_cli import main as frame
+
+
+def run_raising(error: BaseException):
+    app = typer.Typer(cls=frame.Frame, pretty_exceptions_enable=False)
+
+    @app.command("fail")
+    def fail() -> None:
+        raise error
+
+    app.callback()(lambda: None)
+    return CliRunner().invoke(app, ["fail"])
+
+
+def run_in_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bucketrank_cli", *arguments]
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2():
+    sentence = "No data set is named 'cells' [a]; `bucketrank dataset list` shows those there are."
+    result = run_raising(BucketRankError(sentence))
+    assert result.exit_code == 2
+    assert result.stderr == sentence + "\n"
+    assert result.stdout == ""
+
+
+def test_interrupting_is_one_line_and_exit_code_130():
+    result = run_raising(KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted.\n"
+
+
+def test_a_bug_keeps_its_traceback_and_says_where_to_report_it(monkeypatch):
+    def app(**_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(frame, "app", app)
+    with pytest.raises(ZeroDivisionError) as caught:
+        frame.main()
+    assert "report it" in caught.value.__notes__[0]
+
+
+def test_version_names_what_matters():
+    result = CliRunner().invoke(frame.app, ["--version"])
+    assert result.exit_code == 0
+    assert f"bucketrank {version('bucketrank')}" in result.stdout
+    assert f"torch {version('torch')}" in result.stdout
+    assert "detectron2 " in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(arguments):
+    result = CliRunner().invoke(frame.app, arguments)
+    for command in frame.app.registered_commands:
+        assert command.name in result.output
+
+
+def test_every_command_has_help():
+    for command in [*frame.app.registered_commands, *frame.app.registered_groups]:
+        result = CliRunner().invoke(frame.app, [command.name, "--help"])
+        assert result.exit_code == 0, result.output
+
+
+def test_an_unknown_command_is_named():
+    result = CliRunner().invoke(frame.app, ["trian"])
+    assert result.exit_code == 2
+    assert "trian" in result.stderr
+
+
+def test_help_and_version_import_nothing_heavy():
+    script = (
+        "import sys, bucketrank_cli.main\n"
+        "heavy = {'torch', 'detectron2', 'bucketed_ranking', 'numpy', 'cv2', 'matplotlib'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    assert result.stderr.strip() == ""
+
+
+def test_the_module_runs_like_the_script():
+    result = run_in_process("--help")
+    assert result.returncode == 0, result.stderr
+    assert "Usage: bucketrank" in result.stdout
+
+
+def test_the_shell_completes_commands():
+    result = run_in_process(
+        _BUCKETRANK_COMPLETE="complete_bash", COMP_WORDS="bucketrank doc", COMP_CWORD="1"
+    )
+    assert result.stdout.split() == ["doctor"]
