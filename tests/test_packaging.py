@@ -33,9 +33,7 @@ def project(repository: Path) -> dict:
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, unpacked."""
     if find_spec("hatchling") is None:
-        pytest.skip(
-            "hatchling is not installed, so no wheel can be built; `make setup` installs it"
-        )
+        pytest.skip("hatchling builds the wheel and is not installed; `make setup` installs it")
     built = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", built, repository]
@@ -208,11 +206,8 @@ def test_set_up_installs_detectron2_last_and_does_nothing_the_second_time(set_up
     set_up.make_venv()
     first = set_up.run()
     assert first.returncode == 0, first.stderr
-    calls = set_up.calls.read_text().splitlines()
-    pip_calls = [call for call in calls if " install " in call or " wheel " in call]
-    first_detectron2 = next(i for i, call in enumerate(pip_calls) if " wheel " in call)
-    assert environment.DETECTRON2_COMMIT in pip_calls[first_detectron2]
-    assert any("--editable" in call for call in pip_calls[:first_detectron2])
+    calls = set_up.calls.read_text()
+    assert calls.index("--editable") < calls.index(environment.DETECTRON2_COMMIT)
 
     set_up.calls.unlink()
     second = set_up.run()
@@ -252,8 +247,7 @@ def test_a_missing_tool_is_one_sentence(set_up, missing, sentence):
 
 def test_a_wheel_of_detectron2_needs_neither_git_nor_compiler(set_up):
     set_up.make_venv()
-    set_up.path_without("git", "c++", "g++")
-    path = f"{set_up.root / 'bin'}:{set_up.script('shims/awk', '#!/bin/bash').parent}"
+    path = set_up.path_without("git", "c++", "g++")
     result = set_up.run(PATH=path, DETECTRON2="detectron2-0.6-cp311-linux.whl")
     assert result.returncode == 0, result.stderr
 
