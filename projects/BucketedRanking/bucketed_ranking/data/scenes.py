@@ -108,7 +108,7 @@ def draw_scene(dice: Dice) -> tuple[np.ndarray, list[SceneObject]]:
             _bar_in_front(dice, canvas, owner)
 
     objects = []
-    for index, (category, area) in enumerate(zip(categories, full_areas)):
+    for index, (category, area) in enumerate(zip(categories, full_areas, strict=True)):
         mask = _without_specks(owner == index)
         visible = int(mask.sum())
         if visible >= max(_MIN_AREA, _MIN_VISIBLE * area):

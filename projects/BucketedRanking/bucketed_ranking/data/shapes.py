@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from bucketed_ranking.data.paths import cache_folder
+from bucketed_ranking.data.files import cache_folder
 from bucketed_ranking.data.scenes import CLASSES, Dice, SceneObject, draw_scene
 from bucketed_ranking.errors import BucketRankError
 
@@ -191,7 +191,7 @@ def trace_polygons(mask: np.ndarray, x: int, y: int) -> list[list[float]]:
     fine = np.kron(mask, np.ones((scale, scale), np.uint8)).astype(np.uint8)
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     polygons = []
-    for contour, (_, _, _, parent) in zip(contours, hierarchy[0]):
+    for contour, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True):
         if parent >= 0:
             if cv2.contourArea(contour) < _SMALLEST_HOLE * scale * scale:
                 continue

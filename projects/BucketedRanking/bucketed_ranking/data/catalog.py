@@ -1,0 +1,123 @@
+"""Makes data sets known to Detectron2 by name; the one module of ``data`` that needs Detectron2."""
+
+import logging
+from dataclasses import dataclass, field
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from bucketed_ranking.data.coco import CleanDataset, clean_dataset, describe_dataset
+from bucketed_ranking.data.registry import DatasetEntry, find_dataset
+from bucketed_ranking.errors import BucketRankError
+
+logger = logging.getLogger("bucketed_ranking.data")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What training and evaluation take from a data set, so that nobody sets it by hand.
+
+    ``class_names`` are in the order of the contiguous class indices. ``has_masks`` is true where
+    every annotation that is not a crowd has a mask. ``skipped`` counts, per reason, what cleaning
+    left out. ``evaluator`` is Detectron2's evaluator type, ``coco`` or ``lvis``.
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    num_images: int
+    num_annotations: int
+    has_masks: bool
+    skipped: dict[str, int] = field(default_factory=dict)
+    evaluator: str = "coco"
+
+
+def register(name: str) -> DatasetInfo:
+    """Registers a data set with Detectron2's catalogs under its name and describes it.
+
+    What users registered is cleaned first, and Detectron2 gets the clean JSON: a degenerate box
+    or an unreadable picture is skipped with a warning that counts it. Detectron2's own data sets
+    keep the registration that Detectron2 gave them. Calling it again is cheap and changes nothing,
+    unless the files have changed.
+
+    Raises:
+        BucketRankError: if the name is unknown, files are absent, or nothing usable is left.
+    """
+    entry = find_dataset(name)
+    if entry.origin == "detectron2":
+        return _describe_builtin(entry)
+    clean = describe_dataset(entry) if entry.origin == "embedded" else clean_dataset(entry)
+    if _register(clean) and clean.skipped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in clean.skipped.items())
+        logger.warning(
+            "Data set '%s': skipped %s (`bucketrank dataset check %s` shows which)",
+            name,
+            counts,
+            name,
+        )
+    return _info(clean, evaluator="coco")
+
+
+def require_same_classes(train: DatasetInfo, val: DatasetInfo) -> None:
+    """Refuses to train on one list of classes and evaluate on another.
+
+    Raises:
+        BucketRankError: names the first class that differs.
+    """
+    if train.class_names == val.class_names:
+        return
+    raise BucketRankError(
+        f"Data sets '{train.name}' and '{val.name}' differ in their classes: "
+        f"{_first_difference(train, val)}. Give both JSON files the same categories, with names in "
+        "the same order of ids."
+    )
+
+
+def _first_difference(train: DatasetInfo, val: DatasetInfo) -> str:
+    if train.num_classes != val.num_classes:
+        return f"{train.num_classes} against {val.num_classes} classes"
+    pairs = enumerate(zip(train.class_names, val.class_names, strict=True))
+    index, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    return f"class {index} is '{ours}' in the first and '{theirs}' in the second"
+
+
+def _info(clean: CleanDataset, evaluator: str) -> DatasetInfo:
+    return DatasetInfo(
+        name=clean.name,
+        num_classes=len(clean.class_names),
+        class_names=clean.class_names,
+        num_images=clean.num_images,
+        num_annotations=clean.num_annotations,
+        has_masks=clean.has_masks,
+        skipped=dict(clean.skipped),
+        evaluator=evaluator,
+    )
+
+
+def _register(clean: CleanDataset) -> bool:
+    """Returns whether it was new, or registered with another JSON before."""
+    if clean.name in DatasetCatalog:
+        metadata = MetadataCatalog.get(clean.name)
+        if metadata.get("json_file") == str(clean.json):
+            return False
+        DatasetCatalog.remove(clean.name)
+        MetadataCatalog.remove(clean.name)
+    # Given here, not only found when the JSON is loaded, so that prediction has them too.
+    metadata = {
+        "thing_classes": list(clean.class_names),
+        "thing_dataset_id_to_contiguous_id": {
+            category: index for index, category in enumerate(clean.category_ids)
+        },
+    }
+    register_coco_instances(clean.name, metadata, str(clean.json), str(clean.images))
+    return True
+
+
+def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
+    if not entry.present:
+        raise BucketRankError(
+            f"The files of '{entry.name}' are absent: Detectron2 expects {entry.json} and the "
+            f"pictures in {entry.images} (set DETECTRON2_DATASETS to change where)."
+        )
+    evaluator = MetadataCatalog.get(entry.name).evaluator_type
+    return _info(describe_dataset(entry), evaluator)

@@ -1,0 +1,58 @@
+"""Where this project keeps files in the user's home; reading and writing them safely."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bucketed_ranking.errors import BucketRankError
+
+
+def cache_folder() -> Path:
+    """Where generated data goes: ``$BUCKETRANK_HOME``, else ``~/.cache/bucketrank``."""
+    home = os.environ.get("BUCKETRANK_HOME")
+    return Path(home).expanduser().absolute() if home else Path.home() / ".cache" / "bucketrank"
+
+
+def config_folder() -> Path:
+    """Where the registry lies: ``$BUCKETRANK_HOME``, else ``~/.config/bucketrank``."""
+    home = os.environ.get("BUCKETRANK_HOME")
+    return Path(home).expanduser().absolute() if home else Path.home() / ".config" / "bucketrank"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file beside its place and renames it: readers see the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """The content of a COCO-format JSON.
+
+    Raises:
+        BucketRankError: if the file cannot be read, is not JSON, or lacks one of the three lists
+            ``images``, ``annotations`` and ``categories``.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BucketRankError(f"There is no JSON at {path}.") from error
+    except OSError as error:
+        raise BucketRankError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise BucketRankError(f"{path} is not valid JSON: {error}.") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise BucketRankError(
+                f"{path} is not COCO detection JSON: it has no list '{key}' at the top level."
+            )
+    return content
