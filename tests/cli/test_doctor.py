@@ -63,7 +63,34 @@ def test_the_environment_of_the_tests_can_train():
     report = environment.collect_report()
     assert report.ready, report.lacking
     names = {finding.name for finding in report.findings}
-    assert {"python", "torch", "detectron2 operators", "cpu", "configs"} <= names
+    assert {"python", "torch", "numpy", "detectron2 operators", "cpu", "configs"} <= names
+    assert {"shapes_train", "shapes_val"} <= names
+
+
+def test_a_torch_that_does_not_import_is_reported(monkeypatch):
+    def fails() -> str:
+        raise OSError("libtorch_cpu.so: cannot open shared object file")
+
+    monkeypatch.setattr(environment, "_try_torch", fails)
+    report = environment.collect_report()
+    assert [finding.name for finding in report.lacking] == ["torch arithmetic"]
+
+
+def test_data_sets_of_ones_own_are_listed(monkeypatch, tmp_path):
+    monkeypatch.setenv("BUCKETRANK_HOME", str(tmp_path))
+    registry = tmp_path / "datasets.yaml"
+    registry.write_text("cells: {json: gone.json, images: gone}")
+    states = {finding.name: finding for finding in environment._data_sets()}
+    assert states["cells"].state == "absent"
+    assert str(registry) in states["cells"].remedy
+
+
+def test_a_malformed_registry_is_reported(monkeypatch, tmp_path):
+    monkeypatch.setenv("BUCKETRANK_HOME", str(tmp_path))
+    (tmp_path / "datasets.yaml").write_text("cells: [")
+    states = {finding.name: finding for finding in environment._data_sets()}
+    assert states["registry"].state == "broken"
+    assert "not valid YAML" in states["registry"].remedy
 
 
 def test_a_compiled_part_that_fails_is_broken_not_fatal():

@@ -5,14 +5,18 @@ Only the standard library is imported at the top: this module must work where mu
 
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import BucketRankError
+
+if TYPE_CHECKING:
+    from .data.registry import DatasetEntry
 
 # Read by tools/setup.sh too: keep each on one line.
 DETECTRON2_REPOSITORY = "git+https://github.com/facebookresearch/detectron2.git"
@@ -103,8 +107,10 @@ class Report:
 
 def collect_report() -> Report:
     """Look at everything that training needs, and try what is compiled."""
-    findings = [_python(), *map(_software, NEEDED)]
-    if installed_version("torch"):
+    findings = [_python(), *map(_software, _needed())]
+    torch_works = _compiled("torch", "torch arithmetic", _try_torch)
+    findings.append(torch_works)
+    if torch_works.state == "ok":
         findings += [_compiled("torchvision", "torchvision operators", _try_torchvision)]
         findings += [_compiled("detectron2", "detectron2 operators", _try_detectron2)]
         findings += [_compiled("pycocotools", "pycocotools masks", _try_pycocotools)]
@@ -113,18 +119,11 @@ def collect_report() -> Report:
     return Report(tuple(findings))
 
 
-# Distributions that training imports.
-NEEDED = (
-    "bucketrank",
-    "torch",
-    "torchvision",
-    "numpy",
-    "detectron2",
-    "fvcore",
-    "pycocotools",
-    "opencv-python-headless",
-    "tensorboard",
-)
+def _needed() -> list[str]:
+    """The distributions that training imports: the declared ones, and detectron2."""
+    declared = metadata.requires("bucketrank") if installed_version("bucketrank") else []
+    names = [requirement for requirement in declared or [] if "extra ==" not in requirement]
+    return ["bucketrank", *(re.split(r"[^\w.-]", name)[0] for name in names), "detectron2"]
 
 
 def _python() -> Finding:
@@ -151,6 +150,14 @@ def _compiled(distribution: str, name: str, attempt: Callable[[], str]) -> Findi
             "checkout of bucketrank builds it again"
         )
         return Finding("compiled", name, "broken", sentence, remedy)
+
+
+def _try_torch() -> str:
+    import torch
+
+    if torch.ones(2, 3).sum().item() != 6:
+        raise RuntimeError("six ones do not add up to 6")
+    return "sum works"
 
 
 def _try_torchvision() -> str:
@@ -220,4 +227,27 @@ def _configs() -> Finding:
 
 
 def _data_sets() -> list[Finding]:
-    return []
+    try:
+        from .data import files, registry
+    except ImportError as error:  # named among the software already
+        return [Finding("data", "data sets", "missing", f"cannot be read: {error}")]
+    findings = [
+        Finding("data", "generated data", "ok", str(files.cache_folder())),
+        Finding("data", "registry", "ok", str(registry.project_file() or registry.registry_file())),
+    ]
+    try:
+        entries = registry.list_datasets()
+    except BucketRankError as error:
+        return [*findings[:1], Finding("data", "registry", "broken", "malformed", str(error))]
+    # Detectron2's own names are always known: of them, only those whose files are there say much.
+    shown = [entry for entry in entries if entry.present or entry.origin != "detectron2"]
+    return findings + [_data_set(entry) for entry in shown]
+
+
+def _data_set(entry: "DatasetEntry") -> Finding:
+    if entry.origin == "embedded" and not entry.json.is_file():
+        return Finding("data", entry.name, "ok", "embedded; generated on first use")
+    if entry.present:
+        return Finding("data", entry.name, "ok", str(entry.json))
+    remedy = f"its files are not at {entry.json} and {entry.images}; mend {entry.source}"
+    return Finding("data", entry.name, "absent", "files not found", remedy)
