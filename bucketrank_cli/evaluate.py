@@ -1,0 +1,45 @@
+"""`bucketrank eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import ConfigOptions, Device, print_results
+
+
+def evaluate(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_DIR|CONFIG", help="A run's folder, or a config.")
+    ],
+    options: ConfigOptions = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint, path or address; left out, the run's newest."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set to evaluate on; left out, the run's own.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for results.json; left out, RUN_DIR/eval-DATASET."),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Measure COCO AP of a trained detector on a data set."""
+    from rich.console import Console
+
+    from bucketed_ranking.environment import require_detectron2
+
+    require_detectron2("Evaluation")
+    from bucketed_ranking.engine import inference
+
+    detector, name = inference.load_for_evaluation(
+        source, dataset, weights=weights, device=device, options=options or []
+    )
+    folder = output or inference.default_output(detector, name)
+    console = Console()
+    console.print(f"Evaluating {detector.weights} on {name}", highlight=False)
+    results = inference.evaluate(detector, name, folder)
+    print_results(results)
+    console.print(f"Written to {folder / 'results.json'}", highlight=False)

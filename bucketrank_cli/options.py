@@ -1,0 +1,46 @@
+"""Options and output that several commands share."""
+
+from typing import Annotated, Any
+
+import typer
+
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, ...; left out, CUDA where there is a GPU, else the CPU."),
+]
+ConfigOptions = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY VALUE]...", help="Detectron2 config keys, such as SOLVER.MAX_ITER 2000."
+    ),
+]
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print AP, in percent, of every task and class as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for task in ("bbox", "segm"):
+        if task not in results:
+            continue
+        metrics = results[task]
+        table = Table(title=f"{task} AP (%) on {results['dataset']}", title_justify="left")
+        summary = [name for name in metrics if name.startswith("AP")]
+        for name in summary:
+            table.add_column(name, justify="right")
+        table.add_row(*[percent(metrics[name]) for name in summary])
+        console.print(table)
+        if metrics["per_class"]:
+            classes = Table(title=f"{task} AP (%) per class", title_justify="left")
+            classes.add_column("class")
+            classes.add_column("AP", justify="right")
+            for name, ap in metrics["per_class"].items():
+                classes.add_row(name, percent(ap))
+            console.print(classes)
+
+
+def percent(value: float | None) -> str:
+    """A metric with one decimal; a dash where it could not be computed."""
+    return "-" if value is None or value != value else f"{value:.1f}"

@@ -1,0 +1,54 @@
+"""`bucketrank predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device
+
+
+def predict(
+    run_dir: Annotated[Path, typer.Argument(help="A run's folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and predictions.json.")],
+    weights: Annotated[
+        str | None, typer.Option(help="Checkpoint; left out, the run's newest.")
+    ] = None,
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Leave out what scores less; left out, the run's best (F1 on val)."
+        ),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Detect objects in pictures: draw them, and write COCO results."""
+    from rich.console import Console
+
+    from bucketed_ranking.environment import require_detectron2
+
+    require_detectron2("Prediction")
+    from bucketed_ranking.engine import inference
+
+    files = inference.list_images(images)
+    detector = inference.load_detector(str(run_dir), weights=weights, device=device)
+    threshold = score_threshold
+    if threshold is None:
+        threshold = inference.best_threshold(detector.run_dir)
+    console = Console()
+    console.print(f"Keeping detections that score {threshold:.2f} or more", highlight=False)
+    report = inference.predict(
+        detector,
+        files,
+        out,
+        score_threshold=threshold,
+        on_image=lambda path, count: console.print(f"{path}: {count} objects", highlight=False),
+    )
+    for path, reason in report["unreadable"].items():
+        console.print(f"[yellow]Skipped {path}: {reason}[/yellow]", highlight=False)
+    console.print(
+        f"{len(files) - len(report['unreadable'])} pictures with "
+        f"{len(report['predictions'])} objects, and predictions.json, are in {out}",
+        highlight=False,
+    )

@@ -1,0 +1,75 @@
+"""`bucketrank train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import ConfigOptions, Device, print_results
+
+
+def train(
+    config: Annotated[
+        str, typer.Argument(help="A shipped config's name, such as retinanet_tiny, or a YAML file.")
+    ],
+    options: ConfigOptions = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Data set with a train and a val split; left out, the config's own."),
+    ] = None,
+    train_split: Annotated[
+        str | None, typer.Option("--train", help="Data set to train on; goes with --val.")
+    ] = None,
+    val_split: Annotated[
+        str | None, typer.Option("--val", help="Data set to evaluate on; goes with --train.")
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="score, or a ranking loss: ap, rs, bap, brs, ... (see README)."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; left out, runs/CONFIG-LOSS-DATASET."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in it.")] = False,
+    num_gpus: Annotated[int, typer.Option(min=1, help="GPUs, one process each.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of everything random; left out, a random one.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Train a detector with a ranking loss and evaluate it."""
+    from rich.console import Console
+
+    from bucketed_ranking.environment import require_detectron2
+
+    require_detectron2("Training")
+    from bucketed_ranking.engine import runs, setup
+
+    console = Console()
+    cfg = setup.load_config(config, loss=loss, options=options or [], device=device)
+    names = setup.choose_datasets(cfg, dataset, train_split, val_split)
+    info, _ = setup.configure_datasets(cfg, *names)
+    cfg.OUTPUT_DIR = str(output or setup.default_output(config, cfg))
+    if resume and runs.is_finished(Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER):
+        console.print(f"The run in {cfg.OUTPUT_DIR} is finished: there is nothing left to do.")
+        print_results(runs.read_json(Path(cfg.OUTPUT_DIR) / runs.RESULTS))
+        return
+    runs.choose_seed(cfg, seed, resume)
+    console.print(
+        f"Training {Path(config).stem} with {cfg.MODEL.RANKING.LOSS} on {names[0]} "
+        f"({info.num_images} images, {info.num_annotations} boxes, {info.num_classes} classes), "
+        f"device {cfg.MODEL.DEVICE}, seed {cfg.SEED}, into {cfg.OUTPUT_DIR}",
+        highlight=False,
+    )
+    try:
+        results = runs.train(cfg, resume=resume, num_gpus=num_gpus)
+    except runs.TrainingInterruptedError as stop:
+        console.print(
+            f"Stopped after iteration {stop.iteration}; the checkpoint is saved. The same command "
+            "with --resume goes on from there.",
+            highlight=False,
+        )
+        raise typer.Exit(130) from None
+    print_results(results)
+    console.print(f"Everything is in {cfg.OUTPUT_DIR}: results.json, log.txt, metrics.json, ...")

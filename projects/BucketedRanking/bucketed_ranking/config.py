@@ -1,0 +1,43 @@
+"""Every config key of this project."""
+
+from detectron2.config import CfgNode
+
+SCORE_LOSS = "score"
+
+
+def add_bucketed_ranking_config(cfg: CfgNode) -> None:
+    """Add the keys of this project to a Detectron2 config, with their defaults."""
+    cfg.MODEL.RANKING = CfgNode()
+    # A name of `bucketed_ranking.losses.LOSS_NAMES`, or "score": the detector's own score-based
+    # loss, with Detectron2's own detector.
+    cfg.MODEL.RANKING.LOSS = SCORE_LOSS
+    # Half width of the linear ramp of the smoothed step function H, in logits.
+    # None: the objective's own, 1.0 for AP and aLRP, 0.5 for RS (the papers' values).
+    cfg.MODEL.RANKING.DELTA = None
+    # Interpolate the precision of AP. None: as the name says (`ap`, `ap-exact` do, `bap` does not).
+    cfg.MODEL.RANKING.INTERPOLATED = None
+    # Scale the box loss to the value of the classification loss.
+    # None: on for RS and aLRP, off for AP (their papers).
+    cfg.MODEL.RANKING.SELF_BALANCE = None
+    # Factor on the box loss. None: 1 with SELF_BALANCE, else 2 (AP Loss in the bucketed paper).
+    cfg.MODEL.RANKING.BOX_LOSS_WEIGHT = None
+    # Factor on all losses of a ranking RPN (RS Loss, Faster R-CNN).
+    cfg.MODEL.RANKING.RPN_LOSS_WEIGHT = 0.2
+    # Keys of the whole config and the values that they take when LOSS is a ranking loss: what the
+    # ranking recipe of a detector changes in its score-based one. Applied once, by
+    # `apply_ranking_recipe`, which empties it.
+    cfg.MODEL.RANKING.RECIPE = CfgNode(new_allowed=True)
+
+    # Channels of the stages res2..res5 of the small_resnet_fpn backbone, and the number of basic
+    # blocks in each; the stem has the channels of the first. Neighbouring stages must differ.
+    cfg.MODEL.SMALL_RESNET = CfgNode()
+    cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 64, 128, 192]
+    cfg.MODEL.SMALL_RESNET.BLOCKS = [1, 1, 1, 1]
+
+
+def apply_ranking_recipe(cfg: CfgNode) -> None:
+    """Merge MODEL.RANKING.RECIPE over the config if a ranking loss is chosen, then empty it."""
+    recipe = cfg.MODEL.RANKING.RECIPE
+    cfg.MODEL.RANKING.RECIPE = CfgNode(new_allowed=True)
+    if cfg.MODEL.RANKING.LOSS != SCORE_LOSS:
+        cfg.merge_from_other_cfg(recipe)

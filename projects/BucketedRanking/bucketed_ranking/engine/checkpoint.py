@@ -1,0 +1,139 @@
+"""Checkpoints that can be trusted, and that move between losses."""
+
+import pickle
+import re
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from ..errors import BucketRankError
+
+# What Detectron2's and torchvision's model zoos pickle: dictionaries of arrays, nothing else.
+_ARRAY_GLOBALS = {
+    ("collections", "OrderedDict"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+}
+
+_TORCHVISION_NAMES = [
+    (r"layer(\d)", lambda match: f"res{int(match[1]) + 1}"),
+    (r"downsample\.0", "shortcut"),
+    (r"downsample\.1", "shortcut.norm"),
+    (r"bn(\d)", r"conv\1.norm"),
+]
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles arrays and plain containers; a pickle that asks for more is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """:class:`DetectionCheckpointer` that runs no code from a checkpoint.
+
+    Reads Detectron2's and torchvision's model zoo formats and its own; tensors and arrays only.
+    A classifier trained with a background column (Detectron2's Faster R-CNN) loads into one
+    without (ranking losses), and back.
+    """
+
+    def load(self, path: str, *args, **kwargs):
+        """See :meth:`DetectionCheckpointer.load`.
+
+        Raises:
+            BucketRankError: the file is missing, damaged, or holds more than tensors and arrays.
+        """
+        try:
+            return super().load(path, *args, **kwargs)
+        except (FileNotFoundError, AssertionError) as error:
+            raise BucketRankError(f"There are no weights at {path}: {error}") from error
+        except pickle.UnpicklingError as error:
+            reason = str(error).splitlines()[0]
+            raise BucketRankError(
+                f"The weights {path} were not loaded, because they hold more than tensors and "
+                f"would run code from the file ({reason}); if you trust where they come from, "
+                "re-save their state_dict with torch.save."
+            ) from error
+        except (RuntimeError, EOFError, OSError) as error:
+            raise BucketRankError(
+                f"The weights {path} cannot be read: {str(error).splitlines()[0]}"
+            ) from error
+        finally:
+            self._parsed_url_during_load = None
+
+    def load_all(self, path: str) -> None:
+        """Load a whole detector: unlike a backbone, nothing of it may be missing.
+
+        Raises:
+            BucketRankError: see :meth:`load`; or the weights are of another detector.
+        """
+        self.load(path, checkpointables=[])
+        if self.unfitting:
+            raise BucketRankError(
+                f"The weights {path} are of another detector: {len(self.unfitting)} of its "
+                f"parameters are missing or have another shape, such as {self.unfitting[0]}; use "
+                "the config and the classes that they were trained with."
+            )
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not filename.endswith(".pkl"):
+            return _from_torchvision(super()._load_file(filename))
+        with self.path_manager.open(filename, "rb") as file:
+            data = _ArrayUnpickler(file, encoding="latin1").load()
+        if "model" in data and "__author__" in data:
+            return data
+        # Caffe2's zoo: weights under "blobs", or bare; momentum beside them.
+        weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, filename: str) -> dict[str, Any]:
+        return torch.load(filename, map_location="cpu", weights_only=True)
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        adapt_background_column(checkpoint["model"], self.model.state_dict())
+        incompatible = super()._load_model(checkpoint)
+        shapes = [name for name, *_ in incompatible.incorrect_shapes]
+        self.unfitting = [*incompatible.missing_keys, *shapes]
+        return incompatible
+
+
+def _from_torchvision(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Rename the weights of a torchvision ResNet to Detectron2's; others are left alone."""
+    if "layer1.0.conv1.weight" not in checkpoint["model"]:
+        return checkpoint
+    weights = {}
+    for key, value in checkpoint["model"].items():
+        if not key.startswith("fc."):
+            key = key if key.startswith("layer") else f"stem.{key}"
+            for pattern, replacement in _TORCHVISION_NAMES:
+                key = re.sub(pattern, replacement, key)
+            weights[key] = value
+    return {"model": weights, "__author__": "torchvision", "matching_heuristics": True}
+
+
+def adapt_background_column(weights: dict[str, Any], model: dict[str, torch.Tensor]) -> None:
+    """Fit the box classifiers of `weights` to those of `model`, in place.
+
+    Detectron2's softmax classifier has C classes and, last, a background column; the ranking heads
+    have C sigmoid classes. Leaving the background column out after subtracting it keeps each
+    class' log-odds against the background; adding a zero column does the same the other way.
+    """
+    for key, target in model.items():
+        if "box_predictor" not in key or ".cls_score." not in key or key not in weights:
+            continue
+        source = torch.as_tensor(weights[key])
+        if source.shape[1:] != target.shape[1:]:
+            continue
+        if len(source) == len(target) + 1:
+            weights[key] = source[:-1] - source[-1:]
+        elif len(source) == len(target) - 1:
+            weights[key] = torch.cat([source, torch.zeros_like(source[:1])])

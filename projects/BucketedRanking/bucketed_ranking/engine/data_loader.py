@@ -1,0 +1,158 @@
+"""Training batches that depend on the seed and the iteration alone.
+
+Detectron2's loader starts its stream anew when training resumes and draws augmentations from a
+generator that lives in the worker, so a resumed run sees other images than an uninterrupted one.
+Here the order of batches comes from indices alone, and every image's augmentation is seeded by its
+place in the stream.
+"""
+
+import itertools
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import BucketRankError
+
+logger = logging.getLogger(__name__)
+
+# What reading a damaged image raises: Pillow's errors are OSErrors and, for some formats,
+# SyntaxError or ValueError.
+UNREADABLE = (OSError, SyntaxError, ValueError, SizeMismatchError)
+
+
+class TrainingBatches(Sampler):
+    """Endless batches of (position in the stream, image index), starting at any iteration.
+
+    Args:
+        stream: image indices in training order; the same each time it is iterated.
+        groups: [number of images]; a batch holds images of one group only.
+        batch_size: images a batch on this process.
+        start: number of batches to leave out.
+    """
+
+    def __init__(
+        self, stream: Iterable[int], groups: Sequence[int], batch_size: int, start: int = 0
+    ):
+        self.stream, self.groups, self.batch_size, self.start = stream, groups, batch_size, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self._batches(), self.start, None)
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        pending: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for position, index in enumerate(self.stream):
+            batch = pending[self.groups[index]]
+            batch.append((position, index))
+            if len(batch) == self.batch_size:
+                yield pending.pop(self.groups[index])
+
+
+class TrainingImages(Dataset):
+    """Mapped training images; an unreadable one is replaced by the next that can be read.
+
+    A replacement carries the names of the files it stands for under "unreadable".
+    """
+
+    def __init__(self, dataset_dicts: Sequence[dict], mapper: Callable[[dict], dict], seed: int):
+        self.dataset_dicts, self.mapper, self.seed = dataset_dicts, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset_dicts)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict:
+        position, index = item
+        unreadable: list[str] = []
+        with torch.random.fork_rng(devices=[]):
+            _seed_generators(self.seed, position)
+            for offset in range(len(self)):
+                dataset_dict = self.dataset_dicts[(index + offset) % len(self)]
+                try:
+                    return {**self.mapper(dataset_dict), "unreadable": unreadable}
+                except UNREADABLE as error:
+                    logger.warning("Skipped %s: %s", dataset_dict["file_name"], error)
+                    unreadable.append(dataset_dict["file_name"])
+        raise BucketRankError(
+            f"None of the {len(self)} training images can be read, for example {unreadable[0]}; "
+            "`bucketrank dataset check` lists what is wrong with them."
+        )
+
+
+def _seed_generators(seed: int, position: int) -> None:
+    state = np.random.SeedSequence([seed, position]).generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.manual_seed(int(state[2]))
+
+
+class TrainingLoader:
+    """Batches of mapped images; remembers which image files could not be read."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+        self.unreadable: set[str] = set()
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in self.loader:
+            for image in batch:
+                self.unreadable.update(image.pop("unreadable"))
+            yield batch
+
+
+def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
+    """The loader of cfg.DATASETS.TRAIN, starting at iteration `start`; cfg.SEED must be set.
+
+    Honours the DATALOADER and INPUT keys of Detectron2's own loader; of its samplers,
+    TrainingSampler and RepeatFactorTrainingSampler.
+
+    Raises:
+        BucketRankError: the batch does not divide over the processes, or an unknown sampler.
+    """
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise BucketRankError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which does not divide over "
+            f"{world_size} processes; choose a multiple of {world_size}."
+        )
+    dicts = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    groups = [int(grouped and d["width"] > d["height"]) for d in dicts]
+    batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
+    batches = TrainingBatches(_build_stream(cfg, dicts), groups, batch_size, start)
+    images = TrainingImages(
+        DatasetFromList(dicts, copy=False), DatasetMapper(cfg, is_train=True), cfg.SEED
+    )
+    return TrainingLoader(
+        DataLoader(
+            images,
+            batch_sampler=batches,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=trivial_batch_collator,
+        )
+    )
+
+
+def _build_stream(cfg: CfgNode, dicts: list[dict]) -> Iterable[int]:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dicts), seed=cfg.SEED)
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        return RepeatFactorTrainingSampler(factors, seed=cfg.SEED)
+    raise BucketRankError(
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}; use TrainingSampler or RepeatFactorTrainingSampler."
+    )

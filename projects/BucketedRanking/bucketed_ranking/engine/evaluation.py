@@ -1,0 +1,106 @@
+"""COCO evaluation of a detector on a registered data set."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class DetectionEvaluator(COCOEvaluator):
+    """:class:`COCOEvaluator` that also finds the score threshold with the best mean F1.
+
+    Ranking losses fix the order of scores, not their level, so no threshold is right for every
+    detector: pictures are drawn at the one that balances precision and recall best, at IoU 0.5,
+    over the classes.
+    """
+
+    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if coco_eval is not None:
+            results["score_threshold"] = best_f1_threshold(
+                coco_eval.eval["precision"][0, :, :, 0, -1],
+                coco_eval.eval["scores"][0, :, :, 0, -1],
+                coco_eval.params.recThrs,
+            )
+        return results
+
+
+def best_f1_threshold(precision: np.ndarray, scores: np.ndarray, recall: np.ndarray) -> float:
+    """The score at which the F1 measure, averaged over the classes, is largest.
+
+    Args:
+        precision: [R, K], interpolated precision of K classes at R recall levels, -1 for a class
+            without ground truth.
+        scores: [R, K], the score of the detection that reaches each level; 0 where none does.
+        recall: [R], the recall levels.
+
+    Returns:
+        The threshold; NaN where no class has a detection.
+    """
+    known = (precision > -1).all(axis=0)
+    precision, scores = precision[:, known], scores[:, known]
+    reached = precision > 0
+    f1 = 2 * precision * recall[:, None] / np.maximum(precision + recall[:, None], 1e-12)
+    candidates = np.unique(scores[reached])
+    if not len(candidates):
+        return math.nan
+    means = []
+    for candidate in candidates:
+        # Per class, the level reached last among those that the threshold keeps.
+        kept = reached & (scores >= candidate)
+        last = kept.shape[0] - 1 - kept[::-1].argmax(axis=0)
+        means.append(np.where(kept.any(axis=0), f1[last, np.arange(f1.shape[1])], 0).mean())
+    return float(candidates[int(np.argmax(means))])
+
+
+def evaluate_model(
+    cfg: CfgNode, model: nn.Module, dataset: str, output_dir: Path
+) -> dict[str, dict[str, Any]]:
+    """Run `model` on a registered data set and measure it.
+
+    Writes the detections in COCO's results format to `output_dir`/coco_instances_results.json.
+
+    Returns:
+        A dict per task ("bbox", "segm"), in percent: AP, AP50, AP75, APs, APm, APl (NaN where
+        there is no ground truth of the kind), "per_class" AP by class name, and
+        "score_threshold" (see :class:`DetectionEvaluator`). Empty on all but the main process.
+    """
+    loader = build_detection_test_loader(cfg, dataset, mapper=DatasetMapper(cfg, is_train=False))
+    evaluator = DetectionEvaluator(dataset, output_dir=str(output_dir))
+    results = inference_on_dataset(model, loader, evaluator)
+    return {task: _tidy(metrics) for task, metrics in results.items()}
+
+
+def _tidy(metrics: dict[str, float]) -> dict[str, Any]:
+    tidy: dict[str, Any] = {name: metrics[name] for name in METRICS}
+    tidy["per_class"] = {
+        name.removeprefix("AP-"): ap for name, ap in metrics.items() if name.startswith("AP-")
+    }
+    tidy["score_threshold"] = metrics.get("score_threshold", math.nan)
+    return tidy
+
+
+def write_results(path: Path, results: Any) -> None:
+    """Write `results` as JSON, null for NaN, in one step, on the main process only."""
+    if comm.is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(_without_nan(results), indent=2) + "\n")
+        partial.replace(path)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,254 @@
+"""What happens around every training step: progress, statistics, timing, interruption."""
+
+import json
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from ..criterion import RankingCriterion
+
+WARM_UP_ITERATIONS = 10
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+class SeedEachIteration(HookBase):
+    """Seeds every random number generator by (seed, rank, iteration).
+
+    What a step draws (the proposals that Faster R-CNN samples) then does not depend on whether the
+    run was interrupted before it.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_step(self) -> None:
+        key = [self.seed, comm.get_rank(), self.trainer.iter]
+        seed_all_rng(int(np.random.SeedSequence(key).generate_state(1)[0]) // 2)
+
+
+class RankingStatistics(HookBase):
+    """Puts the statistics of every ranking criterion into the event storage.
+
+    They are read every `period` iterations only, because reading makes the device wait.
+    """
+
+    def __init__(self, model: nn.Module, period: int = 20):
+        self.period = period
+        self.criteria = {
+            name: module
+            for name, module in unwrap(model).named_modules()
+            if isinstance(module, RankingCriterion)
+        }
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period == 0:
+            for name, criterion in self.criteria.items():
+                for key, value in criterion.statistics.items():
+                    self.trainer.storage.put_scalar(f"{name}/{key}", value)
+
+
+class StepTimer(HookBase):
+    """Wall-clock seconds of each step, data loading included, evaluation and saving left out."""
+
+    def __init__(self, device: str):
+        self.synchronise = torch.cuda.synchronize if device.startswith("cuda") else _nothing
+        self.seconds: list[float] = []
+
+    def before_step(self) -> None:
+        self.synchronise()
+        self.start = time.perf_counter()
+
+    def after_step(self) -> None:
+        self.synchronise()
+        self.seconds.append(time.perf_counter() - self.start)
+
+    def median_seconds(self) -> float | None:
+        """Median over the steps after warm-up; None where there were no more."""
+        measured = self.seconds[WARM_UP_ITERATIONS:]
+        return statistics.median(measured) if measured else None
+
+
+class LossTimer(HookBase):
+    """Milliseconds that the losses of all heads cost, forward and backward.
+
+    Every `period` iterations the arguments of each head's `losses` method are kept, and the method
+    is run once more on detached copies, forward and backward, on its own: what the losses cost,
+    without the network, matching labels or sampling. The box loss is part of it.
+    """
+
+    def __init__(self, model: nn.Module, device: str, period: int = 20):
+        self.synchronise = torch.cuda.synchronize if device.startswith("cuda") else _nothing
+        self.period = period
+        self.milliseconds: list[float] = []
+        heads = (DenseDetector, RPN, FastRCNNOutputLayers)
+        self.modules = [m for m in unwrap(model).modules() if isinstance(m, heads)]
+
+    def before_step(self) -> None:
+        self.calls: list[tuple[nn.Module, Callable, tuple]] = []
+        iteration = self.trainer.iter - self.trainer.start_iter
+        if iteration >= WARM_UP_ITERATIONS and iteration % self.period == 0:
+            for module in self.modules:
+                module.losses = self._recording(module, module.losses)
+
+    def _recording(self, module: nn.Module, losses: Callable) -> Callable:
+        def record_and_call(*arguments):
+            self.calls.append((module, losses, arguments))
+            return losses(*arguments)
+
+        return record_and_call
+
+    def after_step(self) -> None:
+        for module in self.modules:
+            module.__dict__.pop("losses", None)
+        if self.calls:
+            self.milliseconds.append(sum(self._time(*call) for call in self.calls))
+        self.calls = []
+
+    def _time(self, module: nn.Module, losses: Callable, arguments: tuple) -> float:
+        # RetinaNet keeps a running mean of the number of positives; timing must not move it.
+        normalizer = module.__dict__.get("loss_normalizer")
+        arguments = _detached(arguments)
+        self.synchronise()
+        start = time.perf_counter()
+        sum(losses(*arguments).values()).backward()
+        self.synchronise()
+        elapsed = 1000 * (time.perf_counter() - start)
+        if normalizer is not None:
+            module.loss_normalizer = normalizer
+        return elapsed
+
+    def median_milliseconds(self) -> float | None:
+        """Median over the measured iterations; None where there were none."""
+        return statistics.median(self.milliseconds) if self.milliseconds else None
+
+
+def _detached(value: Any) -> Any:
+    """The same nest of lists and tuples with tensors that are leaves of a graph of their own."""
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_(value.requires_grad)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_detached(item) for item in value)
+    return value
+
+
+def _nothing() -> None:
+    pass
+
+
+class TrainingInterruptedError(Exception):
+    """Training was stopped by the user or the system after saving a checkpoint."""
+
+    def __init__(self, iteration: int):
+        super().__init__(iteration)
+        self.iteration = iteration
+
+
+class SaveOnInterrupt(HookBase):
+    """On SIGINT or SIGTERM: ends the step, saves a checkpoint, raises TrainingInterruptedError.
+
+    A second SIGINT stops at once.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def before_train(self) -> None:
+        self.received: int | None = None
+        self.previous = {number: signal.signal(number, self._receive) for number in self.signals}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def after_step(self) -> None:
+        if self.received is not None:
+            iteration = self.trainer.iter
+            self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            raise TrainingInterruptedError(iteration)
+
+    def after_train(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+class ProgressLine(HookBase):
+    """A live line with iteration, time left, images/s and losses; plain lines off a terminal."""
+
+    plain_interval_s = 30.0
+
+    def __init__(self, title: str, images_per_batch: int, console: Console):
+        self.title, self.images_per_batch, self.console = title, images_per_batch, console
+
+    def before_train(self) -> None:
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        trainer = self.trainer
+        self.task = self.progress.add_task(
+            self.title, total=trainer.max_iter, completed=trainer.start_iter, status=""
+        )
+        self.progress.start()
+        self.started = self.printed = time.monotonic()
+
+    def after_step(self) -> None:
+        status = self._status()
+        done = self.trainer.iter + 1
+        self.progress.update(self.task, completed=done, status=status)
+        now = time.monotonic()
+        due = now - self.printed > self.plain_interval_s or done == self.trainer.max_iter
+        if self.progress.disable and due:
+            self.printed = now
+            steps = done - self.trainer.start_iter
+            left = (now - self.started) / steps * (self.trainer.max_iter - done)
+            self.console.print(
+                f"{self.title} {done}/{self.trainer.max_iter}, {left / 60:.1f} min left, {status}",
+                soft_wrap=True,
+                highlight=False,
+            )
+
+    def after_train(self) -> None:
+        self.progress.stop()
+
+    def _status(self) -> str:
+        latest = self.trainer.storage.latest()
+        losses = [
+            f"{name.removeprefix('loss_')} {value:.3f}"
+            for name, (value, _) in latest.items()
+            if name.startswith("loss_")
+        ]
+        seconds = latest["time"][0] if "time" in latest else None
+        speed = f"{self.images_per_batch / seconds:.1f} images/s  " if seconds else ""
+        return speed + "  ".join(losses)
+
+
+def drop_metrics_after(metrics: Path, start_iter: int) -> None:
+    """Leave out of a metrics.json what iterations from `start_iter` on wrote before a resume."""
+    if metrics.is_file():
+        lines = metrics.read_text().splitlines()
+        kept = [line for line in lines if line and json.loads(line)["iteration"] < start_iter]
+        metrics.write_text("".join(line + "\n" for line in kept))

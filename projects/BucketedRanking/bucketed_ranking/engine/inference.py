@@ -1,0 +1,263 @@
+"""A trained detector from its run folder: evaluation on data sets, prediction on pictures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+from torch import nn
+
+from ..data.catalog import register
+from ..data.registry import list_datasets, split_names
+from ..errors import BucketRankError
+from .checkpoint import SafeCheckpointer
+from .data_loader import UNREADABLE
+from .evaluation import evaluate_model, write_results
+from .runs import RECORD, RESULTS, is_run, read_json, run_logging
+from .setup import choose_device, load_config, load_run_config, merge_options
+
+# Pictures are drawn at this score where no evaluation has found a better one.
+DEFAULT_SCORE_THRESHOLD = 0.3
+# Small pictures are enlarged to this longer side, in pixels, so that their labels can be read.
+_DRAWN_SIDE = 720
+_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model in evaluation mode with its config and where its weights came from."""
+
+    cfg: CfgNode
+    model: nn.Module
+    weights: str
+    run_dir: Path | None
+
+
+def load_detector(
+    source: str,
+    *,
+    weights: str | None = None,
+    device: str | None = None,
+    options: Sequence[str] = (),
+    num_classes: int | None = None,
+) -> Detector:
+    """Load a detector for evaluation or prediction.
+
+    Args:
+        source: a run folder, or a config (then `weights` and `num_classes` are needed).
+        weights: a checkpoint (path or address); None takes the run's newest.
+        device: see :func:`choose_device`.
+        options: KEY VALUE pairs that override the config.
+        num_classes: number of classes, for a config.
+
+    Raises:
+        BucketRankError: no such run or config, weights that are missing, unsafe or of another
+            detector.
+    """
+    path = Path(source)
+    if is_run(path):
+        cfg = load_run_config(path)
+        merge_options(cfg, options)
+        cfg.MODEL.DEVICE = choose_device(device)
+        weights = weights or str(newest_checkpoint(path))
+    elif path.is_dir():
+        raise BucketRankError(f"The folder {path} is not a run's: it holds no run.json.")
+    else:
+        cfg = load_config(source, device=device, options=options)
+        if weights is None:
+            raise BucketRankError(f"To use the config {source}, name its weights with --weights.")
+        cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    model = build_model(cfg)
+    SafeCheckpointer(model).load_all(weights)
+    return Detector(cfg, model.eval(), weights, path if is_run(path) else None)
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    """The newest checkpoint of a run.
+
+    Raises:
+        BucketRankError: the run has saved none yet.
+    """
+    last = run_dir / "last_checkpoint"
+    if not last.is_file():
+        raise BucketRankError(
+            f"The run in {run_dir} has no checkpoint yet; go on with its training first (--resume)."
+        )
+    return run_dir / last.read_text().strip()
+
+
+def load_for_evaluation(source: str, dataset: str | None, **how: Any) -> tuple[Detector, str]:
+    """The detector of :func:`load_detector`, and the data set to evaluate it on.
+
+    Args:
+        source: a run folder, or a config.
+        dataset: a name; of a name with a train and a val split, the val split is meant. None takes
+            the run's own.
+        how: see :func:`load_detector`.
+
+    Raises:
+        BucketRankError: see :func:`load_detector`; no data set is named for a config.
+    """
+    if is_run(Path(source)):
+        detector = load_detector(source, **how)
+        return detector, _one_split(dataset) if dataset else detector.cfg.DATASETS.TEST[0]
+    if dataset is None:
+        raise BucketRankError(f"To evaluate with the config {source}, name a data set (--dataset).")
+    name = _one_split(dataset)
+    return load_detector(source, num_classes=register(name).num_classes, **how), name
+
+
+def _one_split(dataset: str) -> str:
+    """The data set called `dataset`, or, where it is a pair of splits, its validation split."""
+    if any(entry.name == dataset for entry in list_datasets()):
+        return dataset
+    return split_names(dataset)[1]
+
+
+def default_output(detector: Detector, dataset: str) -> Path:
+    """Where an evaluation goes whose user named no folder."""
+    return (detector.run_dir or Path("runs")) / f"eval-{dataset}"
+
+
+def evaluate(detector: Detector, dataset: str, output_dir: Path) -> dict[str, Any]:
+    """Evaluate on a data set by name; see :func:`evaluate_model` for what comes back.
+
+    Writes `output_dir`/results.json and the detections beside it.
+
+    Raises:
+        BucketRankError: the data set is unknown or invalid, or has other classes.
+    """
+    info = register(dataset)
+    if detector.run_dir is not None:
+        trained = read_json(detector.run_dir / RECORD)["class_names"]
+        if list(info.class_names) != trained:
+            raise BucketRankError(
+                f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
+                f"detector in {detector.run_dir} was trained on {', '.join(trained)}."
+            )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with run_logging(output_dir):
+        tasks = evaluate_model(detector.cfg, detector.model, dataset, output_dir)
+    results = {
+        "dataset": dataset,
+        "loss": detector.cfg.MODEL.RANKING.LOSS,
+        "weights": detector.weights,
+        "skipped": dict(info.skipped),
+        **tasks,
+    }
+    write_results(output_dir / RESULTS, results)
+    return results
+
+
+def best_threshold(run_dir: Path | None) -> float:
+    """The score threshold that the run's own evaluation found best, or the default."""
+    results = run_dir / RESULTS if run_dir else None
+    if results is None or not results.is_file():
+        return DEFAULT_SCORE_THRESHOLD
+    found = read_json(results).get("bbox", {}).get("score_threshold")
+    return DEFAULT_SCORE_THRESHOLD if found is None else found
+
+
+def predict(
+    detector: Detector,
+    images: Sequence[Path],
+    output_dir: Path,
+    *,
+    score_threshold: float,
+    on_image: Callable[[Path, int], None] = lambda path, count: None,
+) -> dict[str, Any]:
+    """Detect objects in picture files; draws them and writes COCO's results format.
+
+    Args:
+        detector: that of a run folder, which knows the classes.
+        images: picture files.
+        output_dir: gets one PNG a picture and predictions.json, a list of image_id (its place in
+            `images`, from 1), file_name, category_id, category, bbox (x, y, w, h in pixels), score.
+        score_threshold: detections below are neither drawn nor written.
+        on_image: called with each file and the number of objects found in it.
+
+    Returns:
+        "predictions": the list; "unreadable": the files that could not be read, and why.
+    """
+    assert detector.run_dir is not None
+    augmentation = T.ResizeShortestEdge(
+        detector.cfg.INPUT.MIN_SIZE_TEST, detector.cfg.INPUT.MAX_SIZE_TEST
+    )
+    record = read_json(detector.run_dir / RECORD)
+    class_names, category_ids = record["class_names"], record["category_ids"]
+    metadata = Metadata(thing_classes=class_names)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    predictions: list[dict[str, Any]] = []
+    unreadable: dict[str, str] = {}
+    for image_id, path in enumerate(images, start=1):
+        try:
+            image = read_image(str(path), format=detector.cfg.INPUT.FORMAT)
+        except UNREADABLE as error:
+            unreadable[str(path)] = " ".join(str(error).split())
+            continue
+        instances = _detect(detector, image, augmentation)
+        instances = instances[instances.scores >= score_threshold]
+        rgb = image[:, :, ::-1] if detector.cfg.INPUT.FORMAT == "BGR" else image
+        drawn = draw(rgb, instances, metadata)
+        Image.fromarray(drawn).save(_free_name(output_dir, path.stem))
+        for result in instances_to_coco_json(instances, image_id):
+            index = result["category_id"]
+            result |= {"category_id": category_ids[index], "category": class_names[index]}
+            predictions.append({**result, "file_name": str(path)})
+        on_image(path, len(instances))
+    write_results(output_dir / "predictions.json", predictions)
+    return {"predictions": predictions, "unreadable": unreadable}
+
+
+def list_images(paths: Sequence[Path]) -> list[Path]:
+    """The picture files among `paths`, where a folder stands for the pictures in it.
+
+    Raises:
+        BucketRankError: a path does not exist, or there is no picture at all.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise BucketRankError(f"There is no picture or folder {path}.")
+    if not files:
+        raise BucketRankError(f"There are no pictures in {', '.join(map(str, paths))}.")
+    return files
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    """`folder`/`stem`.png, with a number where that is taken: nothing is overwritten."""
+    path, number = folder / f"{stem}.png", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}.png", number + 1
+    return path
+
+
+@torch.no_grad()
+def _detect(detector: Detector, image: np.ndarray, augmentation: T.Augmentation) -> Instances:
+    height, width = image.shape[:2]
+    resized = augmentation.get_transform(image).apply_image(image)
+    tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+    inputs = {"image": tensor, "height": height, "width": width}
+    return detector.model([inputs])[0]["instances"].to("cpu")
+
+
+def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
+    """Draw boxes, classes and scores on an RGB image [H, W, 3]; small images are enlarged."""
+    scale = max(1.0, _DRAWN_SIDE / max(image.shape[:2]))
+    drawn = Visualizer(image, metadata, scale=scale).draw_instance_predictions(instances)
+    return drawn.get_image()

@@ -1,0 +1,287 @@
+"""Training runs: their folder, their record, starting, resuming and finishing them."""
+
+import json
+import logging
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import launch
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from rich.console import Console
+
+from ..data.catalog import register
+from ..errors import BucketRankError
+from .evaluation import write_results
+from .hooks import TrainingInterruptedError
+from .trainer import Trainer
+
+RECORD = "run.json"
+RESULTS = "results.json"
+_LOGGERS = ("detectron2", "fvcore", "bucketed_ranking")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is the output folder of a run."""
+    return (folder / RECORD).is_file() and (folder / "config.yaml").is_file()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of run.json (what was run, on what, how it ended) or results.json."""
+    return json.loads(path.read_text())
+
+
+def prepare_run(cfg: CfgNode, resume: bool) -> Path:
+    """Check the output folder of a run before anything is written to it.
+
+    Raises:
+        BucketRankError: a new run would write into a folder that holds something, or a run to
+            be resumed is not there or was started with another detector, loss or data set.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    if resume:
+        if not is_run(output):
+            raise BucketRankError(
+                f"There is no run to resume in {output}; leave --resume out to start one."
+            )
+        _check_same_run(cfg, output)
+    elif output.exists() and any(output.iterdir()):
+        raise BucketRankError(
+            f"The output folder {output} is not empty; add --resume to go on with the run in it, "
+            "or choose another with --output."
+        )
+    return output
+
+
+def _check_same_run(cfg: CfgNode, output: Path) -> None:
+    before = read_json(output / RECORD)["identity"]
+    for key, value in _identity(cfg).items():
+        if before[key] != value:
+            raise BucketRankError(
+                f"The run in {output} was started with {key} {before[key]!r}, not {value!r}; "
+                "resume it with the same arguments, or choose another --output."
+            )
+
+
+def _identity(cfg: CfgNode) -> dict[str, Any]:
+    return {
+        "MODEL.META_ARCHITECTURE": cfg.MODEL.META_ARCHITECTURE,
+        "MODEL.RANKING.LOSS": cfg.MODEL.RANKING.LOSS,
+        "DATASETS.TRAIN": list(cfg.DATASETS.TRAIN),
+        "DATASETS.TEST": list(cfg.DATASETS.TEST),
+    }
+
+
+def is_finished(run_dir: Path, max_iter: int) -> bool:
+    """Whether a run has been trained for `max_iter` iterations and evaluated."""
+    if not is_run(run_dir):
+        return False
+    record = read_json(run_dir / RECORD)
+    return record["state"] == "finished" and record["iterations"] >= max_iter
+
+
+def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:
+    """Set cfg.SEED: that of the run to resume, else the given one, the config's, a random one.
+
+    Raises:
+        BucketRankError: another seed is given than the run to resume has.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    if resume and is_run(output):
+        started_with = read_json(output / RECORD)["seed"]
+        if seed not in (None, started_with):
+            raise BucketRankError(
+                f"The run in {output} was started with seed {started_with}, not {seed}; leave "
+                "--seed out to resume it."
+            )
+        cfg.SEED = started_with
+    elif seed is not None:
+        cfg.SEED = seed
+    elif cfg.SEED < 0:
+        cfg.SEED = random.SystemRandom().randrange(2**31)
+
+
+def train(cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1) -> dict[str, Any]:
+    """Train a detector, evaluate it, and leave everything in cfg.OUTPUT_DIR.
+
+    The folder holds config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints,
+    run.json (what was run, on what, how it ended) and results.json (AP and timings).
+
+    Args:
+        cfg: see :func:`load_config` and :func:`configure_datasets`; SEED must be set.
+        resume: go on with the run in cfg.OUTPUT_DIR.
+        num_gpus: processes, one a GPU; one process on the CPU.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        BucketRankError: the folder is not fit (see :func:`prepare_run`), or training diverged.
+        TrainingInterruptedError: the user or the system stopped it; a checkpoint was saved.
+    """
+    output = prepare_run(cfg, resume)
+    if num_gpus > 1 and torch.cuda.device_count() < num_gpus:
+        raise BucketRankError(
+            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(cfg.dump())
+    launch(_train_worker, num_gpus, dist_url="auto", args=(cfg, resume))
+    return read_json(output / RESULTS)
+
+
+def _train_worker(cfg: CfgNode, resume: bool) -> None:
+    output = Path(cfg.OUTPUT_DIR)
+    datasets = {name: register(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+    with run_logging(output):
+        seed_all_rng(cfg.SEED + comm.get_rank())
+        logging.getLogger("bucketed_ranking").info("Environment:\n%s", collect_env_info())
+        record = {
+            "identity": _identity(cfg),
+            "command": sys.argv,
+            "seed": cfg.SEED,
+            "device": cfg.MODEL.DEVICE,
+            "processes": comm.get_world_size(),
+            "started": _now(),
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+            **_classes(cfg.DATASETS.TRAIN[0]),
+            "datasets": {name: asdict(info) for name, info in datasets.items()},
+            "iterations": 0,
+            "state": "training",
+        }
+        write_results(output / RECORD, record)
+        trainer = Trainer(cfg, Console() if comm.is_main_process() else None)
+        trainer.resume_or_load(resume)
+        try:
+            trainer.train()
+            record["state"] = "finished"
+        except FloatingPointError as error:
+            record["state"] = "diverged"
+            raise BucketRankError(
+                f"Training diverged at iteration {trainer.iter}: {_one_line(error)} Lower "
+                "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or clip gradients "
+                "(SOLVER.CLIP_GRADIENTS.ENABLED True); the log is in "
+                f"{output / 'log.txt'}."
+            ) from error
+        except (TrainingInterruptedError, KeyboardInterrupt):
+            record["state"] = "interrupted"
+            raise
+        finally:
+            record["state"] = "failed" if record["state"] == "training" else record["state"]
+            record["iterations"] = trainer.iter
+            record["ended"] = _now()
+            record["unreadable_images"] = sorted(trainer.unreadable_images)
+            write_results(output / RECORD, record)
+        write_results(output / RESULTS, _results(cfg, trainer))
+
+
+def _classes(dataset: str) -> dict[str, list]:
+    """Names and COCO category ids of the classes, by class index."""
+    metadata = MetadataCatalog.get(dataset)
+    indices = metadata.thing_dataset_id_to_contiguous_id
+    return {
+        "class_names": list(metadata.thing_classes),
+        "category_ids": sorted(indices, key=indices.__getitem__),
+    }
+
+
+def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
+    seconds = trainer.step_timer.median_seconds()
+    latest = trainer.storage.latest()
+    return {
+        "loss": cfg.MODEL.RANKING.LOSS,
+        "dataset": cfg.DATASETS.TEST[-1],
+        "iterations": trainer.max_iter,
+        "seconds_per_iteration": seconds,
+        "loss_ms_per_iteration": trainer.loss_timer.median_milliseconds(),
+        "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds if seconds else None,
+        "final_losses": {k: float(v) for k, (v, _) in latest.items() if k.startswith("loss_")},
+        "unreadable_images": len(trainer.unreadable_images),
+        **trainer._last_eval_results,
+    }
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") + "."
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in ("bucketrank", "torch", "torchvision", "detectron2", "numpy", "pycocotools"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from; None where it is installed."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+@contextmanager
+def run_logging(output: Path) -> Iterator[None]:
+    """Log to `output`/log.txt, and warnings to the terminal, while the context lasts."""
+    rank = comm.get_rank()
+    file = logging.FileHandler(output / ("log.txt" if rank == 0 else f"log.txt.rank{rank}"))
+    file.setFormatter(
+        logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
+    )
+    handlers: list[logging.Handler] = [file]
+    if comm.is_main_process():
+        terminal = logging.StreamHandler()
+        terminal.setLevel(logging.WARNING)
+        terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        # An exception reaches the user as one sentence; its traceback belongs in the log.
+        terminal.addFilter(lambda record: record.exc_info is None)
+        handlers.append(terminal)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    warnings = logging.getLogger("py.warnings")
+    logging.captureWarnings(True)
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    warnings.addHandler(file)
+    warnings.propagate = False
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        for handler in handlers:
+            logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        warnings.removeHandler(file)
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate
+            for handler in handlers:
+                logger.removeHandler(handler)
+        file.close()

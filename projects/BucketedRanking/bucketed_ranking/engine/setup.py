@@ -1,0 +1,189 @@
+"""From a config name, a loss and a data set to the full Detectron2 config of a run."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import SCORE_LOSS, add_bucketed_ranking_config, apply_ranking_recipe
+from ..data.catalog import DatasetInfo, register, require_same_classes
+from ..data.registry import split_names
+from ..environment import configs_root
+from ..errors import BucketRankError
+from ..losses import LOSS_NAMES
+
+
+def available_configs() -> dict[str, Path]:
+    """Every shipped config by its name (the file name without its ending), bases left out."""
+    paths = sorted(configs_root().rglob("*.yaml"))
+    return {path.stem: path for path in paths if not path.stem.startswith("Base-")}
+
+
+def find_config(name: str) -> Path:
+    """The config file that a user means: a path, or the name of a shipped config.
+
+    Raises:
+        BucketRankError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    configs = available_configs()
+    if path.stem in configs:
+        return configs[path.stem]
+    close = difflib.get_close_matches(path.stem, configs, n=3, cutoff=0.4) or list(configs)
+    raise BucketRankError(
+        f"There is no config file and no shipped config called {name!r}; did you mean "
+        f"{', '.join(close)}?"
+    )
+
+
+def load_config(
+    config: str,
+    *,
+    loss: str | None = None,
+    options: Sequence[str] = (),
+    device: str | None = None,
+) -> CfgNode:
+    """Read a config, choose its loss, apply the ranking recipe, then the user's own options.
+
+    Args:
+        config: see :func:`find_config`.
+        loss: a name of `LOSS_NAMES`, or "score"; None keeps the config's.
+        options: KEY VALUE pairs, as on Detectron2's command lines; they win over everything.
+        device: "cpu", "cuda", ...; None takes CUDA where there is one.
+
+    Raises:
+        BucketRankError: an unknown config, loss, key or device, or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_bucketed_ranking_config(cfg)
+    path = find_config(config)
+    try:
+        cfg.merge_from_file(str(path))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise BucketRankError(f"The config {path} cannot be read: {error}") from error
+    if loss is not None:
+        cfg.MODEL.RANKING.LOSS = loss
+    # Twice: once because the options may name the loss, once because they win over its recipe.
+    merge_options(cfg, options)
+    check_loss(cfg.MODEL.RANKING.LOSS)
+    apply_ranking_recipe(cfg)
+    merge_options(cfg, options)
+    cfg.MODEL.DEVICE = choose_device(device)
+    return cfg
+
+
+def load_run_config(run_dir: Path) -> CfgNode:
+    """The config that a run was started with, from its folder."""
+    cfg = get_cfg()
+    add_bucketed_ranking_config(cfg)
+    cfg.merge_from_file(str(run_dir / "config.yaml"))
+    return cfg
+
+
+def check_loss(loss: str) -> None:
+    """Raise BucketRankError unless `loss` is "score" or the name of a ranking loss."""
+    names = [SCORE_LOSS, *LOSS_NAMES]
+    if loss not in names:
+        raise BucketRankError(
+            f"There is no loss called {loss!r}; choose one of {', '.join(names)}."
+        )
+
+
+def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Merge KEY VALUE pairs into the config.
+
+    Raises:
+        BucketRankError: an odd number of words, an unknown key, a value of the wrong type.
+    """
+    if len(options) % 2:
+        raise BucketRankError(
+            f"Config options come in pairs KEY VALUE, but {len(options)} words were given: "
+            f"{' '.join(options)}"
+        )
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, AssertionError) as error:
+            close = difflib.get_close_matches(key, _keys(cfg), n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise BucketRankError(f"There is no config key {key!r}{hint}") from error
+        except ValueError as error:
+            raise BucketRankError(f"The config key {key} cannot take {value!r}: {error}") from error
+
+
+def _keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in node.items():
+        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+    return keys
+
+
+def choose_device(device: str | None) -> str:
+    """The device to run on; None takes CUDA where there is one, else the CPU.
+
+    Raises:
+        BucketRankError: the device does not exist here.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BucketRankError(
+            f"The device {device!r} cannot be used here: {str(error).splitlines()[0]} "
+            "Leave --device out to take what there is."
+        ) from error
+    return device
+
+
+def configure_datasets(cfg: CfgNode, train: str, val: str) -> tuple[DatasetInfo, DatasetInfo]:
+    """Register the two data sets and take the number of classes from them.
+
+    Raises:
+        BucketRankError: a data set is unknown, empty or invalid, or their classes differ.
+    """
+    train_info, val_info = register(train), register(val)
+    require_same_classes(train_info, val_info)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (val,)
+    cfg.MODEL.RETINANET.NUM_CLASSES = train_info.num_classes
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = train_info.num_classes
+    return train_info, val_info
+
+
+def choose_datasets(
+    cfg: CfgNode, dataset: str | None, train: str | None, val: str | None
+) -> tuple[str, str]:
+    """The names of the training and validation data sets that the user means.
+
+    Args:
+        cfg: gives both where the user names none.
+        dataset: the name of a pair of splits.
+        train, val: the two names; they go together, and not with `dataset`.
+
+    Raises:
+        BucketRankError: the three do not fit together, or `dataset` has no such pair.
+    """
+    if dataset is not None:
+        if train is not None or val is not None:
+            raise BucketRankError("Give either --dataset, or --train and --val, not both.")
+        return split_names(dataset)
+    if (train is None) != (val is None):
+        raise BucketRankError(
+            "--train and --val go together: one names the data set to train on, the other the one "
+            "to evaluate on."
+        )
+    if train is not None and val is not None:
+        return train, val
+    if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
+        raise BucketRankError("The config names no data set; choose one with --dataset NAME.")
+    return cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
+
+
+def default_output(config: str, cfg: CfgNode) -> Path:
+    """The folder of a run whose user named none: runs/CONFIG-LOSS-DATASET."""
+    dataset = cfg.DATASETS.TRAIN[0].removesuffix("_train")
+    return Path("runs") / f"{Path(config).stem}-{cfg.MODEL.RANKING.LOSS}-{dataset}"

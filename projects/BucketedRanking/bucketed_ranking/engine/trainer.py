@@ -1,0 +1,97 @@
+"""Detectron2's trainer with this project's data, checkpoints and hooks."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.utils import comm
+from rich.console import Console
+
+from .checkpoint import SafeCheckpointer
+from .data_loader import build_train_loader
+from .evaluation import evaluate_model
+from .hooks import (
+    LossTimer,
+    ProgressLine,
+    RankingStatistics,
+    SaveOnInterrupt,
+    SeedEachIteration,
+    StepTimer,
+    drop_metrics_after,
+    unwrap,
+)
+
+
+class Trainer(DefaultTrainer):
+    """:class:`DefaultTrainer` whose resumed runs equal uninterrupted ones.
+
+    Args:
+        cfg: a full config with SEED set and its data sets registered.
+        console: where the live progress line goes; None for none.
+    """
+
+    def __init__(self, cfg: CfgNode, console: Console | None = None):
+        self._console = console
+        super().__init__(cfg)
+        self.checkpointer = SafeCheckpointer(
+            self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.checkpointer = self.checkpointer
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_train_loader(cfg)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model, evaluators=None) -> dict[str, Any]:
+        """Evaluate on every data set of DATASETS.TEST: the results of the last one."""
+        results: dict[str, Any] = {}
+        for dataset in cfg.DATASETS.TEST:
+            results = evaluate_model(
+                cfg, model, dataset, Path(cfg.OUTPUT_DIR) / "inference" / dataset
+            )
+        return results
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        cfg = self.cfg
+        self.step_timer = StepTimer(cfg.MODEL.DEVICE)
+        self.loss_timer = LossTimer(self._trainer.model, cfg.MODEL.DEVICE)
+        first = [self.step_timer, SeedEachIteration(cfg.SEED), self.loss_timer]
+        # Before the writers, which Detectron2 puts last on the main process.
+        *middle, last = super().build_hooks()
+        statistics = RankingStatistics(self._trainer.model)
+        if not comm.is_main_process():
+            return [*first, *middle, last, statistics]
+        watch = [statistics, SaveOnInterrupt()]
+        if self._console is not None:
+            title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
+            watch.insert(0, ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console))
+        return [*first, *middle, *watch, last]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """See :meth:`DefaultTrainer.resume_or_load`; the data go on where they stopped, too."""
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, self.start_iter))
+            if comm.is_main_process():
+                drop_metrics_after(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+
+    @property
+    def unreadable_images(self) -> set[str]:
+        """The training images that could not be read so far."""
+        return self._trainer.data_loader.unreadable
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        # Detectron2's RetinaNet keeps this outside its own state.
+        normalizer = getattr(unwrap(self._trainer.model), "loss_normalizer", None)
+        return state if normalizer is None else {**state, "loss_normalizer": normalizer}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "loss_normalizer" in state_dict:
+            unwrap(self._trainer.model).loss_normalizer = state_dict["loss_normalizer"]

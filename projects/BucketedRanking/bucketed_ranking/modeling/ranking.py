@@ -1,0 +1,65 @@
+"""What the ranking heads share: the criterion from a config, and the losses of a dense head."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import cat
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from ..config import SCORE_LOSS
+from ..criterion import RankingCriterion, positive_rows
+from ..losses import LOSS_NAMES, RankingLoss
+
+
+def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
+    """The criterion that MODEL.RANKING describes; `weight` scales all its losses.
+
+    Raises:
+        ValueError: LOSS is not the name of a ranking loss.
+    """
+    ranking = cfg.MODEL.RANKING
+    if ranking.LOSS not in LOSS_NAMES:
+        raise ValueError(
+            f"MODEL.RANKING.LOSS is {ranking.LOSS!r}, but a ranking head needs one of "
+            f"{', '.join(LOSS_NAMES)}; for {SCORE_LOSS!r} use Detectron2's own head"
+        )
+    loss = RankingLoss(ranking.LOSS, delta=ranking.DELTA, interpolated=ranking.INTERPOLATED)
+    return RankingCriterion(
+        loss,
+        box_weight=ranking.BOX_LOSS_WEIGHT,
+        self_balance=ranking.SELF_BALANCE,
+        weight=weight,
+    )
+
+
+def dense_head_losses(
+    criterion: RankingCriterion,
+    box2box_transform: Box2BoxTransform,
+    anchors: list[Boxes],
+    pred_logits: list[Tensor],
+    labels: Tensor,
+    pred_deltas: list[Tensor],
+    gt_boxes: list[Tensor],
+) -> dict[str, Tensor]:
+    """Ranking losses of a head that predicts for every anchor of every level.
+
+    Args:
+        anchors: one Boxes of [Ri, 4] a level; R is the sum of the Ri.
+        pred_logits: one [N, Ri, C] a level.
+        labels: [N, R], class index, C for background, -1 for ignored.
+        pred_deltas: one [N, Ri, 4] a level.
+        gt_boxes: N tensors [R, 4]: the box matched to each anchor.
+
+    Returns:
+        The losses of :class:`RankingCriterion`.
+    """
+    logits = cat(pred_logits, dim=1).flatten(0, 1)
+    labels = labels.flatten()
+    positives = positive_rows(labels, logits.shape[1])
+    all_anchors = Boxes.cat(anchors).tensor
+    pred_boxes = box2box_transform.apply_deltas(
+        cat(pred_deltas, dim=1).flatten(0, 1)[positives],
+        all_anchors[positives % len(all_anchors)],
+    )
+    return criterion(logits, labels, positives, pred_boxes, torch.cat(gt_boxes)[positives])
