@@ -118,12 +118,16 @@ def draw_scene(dice: Dice) -> tuple[np.ndarray, list[SceneObject]]:
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
     """The mask without pieces of fewer than ten pixels, which nobody would annotate."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        mask.astype(np.uint8), connectivity=4
-    )
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    crop = mask[y : y + height, x : x + width]
+    if crop.size == 0:
+        return mask
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(crop.astype(np.uint8), connectivity=4)
     keep = stats[:, cv2.CC_STAT_AREA] >= 10
     keep[0] = False
-    return keep[labels] if count > 1 else mask
+    cleaned = np.zeros_like(mask)
+    cleaned[y : y + height, x : x + width] = keep[labels]
+    return cleaned
 
 
 @dataclass
@@ -193,8 +197,8 @@ def _rasterise(
     fine = np.zeros((size[1], size[0]), np.uint8)
     fixed = np.rint(((points - low) * scale - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     cv2.fillPoly(fine, [fixed], 1, lineType=cv2.LINE_8, shift=_SUBPIXEL_BITS)
-    blocks = fine.reshape(size[1] // scale, scale, size[0] // scale, scale)
-    coverage = blocks.sum((1, 3), dtype=np.int32)
+    lines = sum(fine[row::scale] for row in range(scale))
+    coverage = sum(lines[:, column::scale] for column in range(scale))
     half = scale * scale // 2
     area = int((coverage >= half).sum())
 

@@ -188,7 +188,7 @@ def trace_polygons(mask: np.ndarray, x: int, y: int) -> list[list[float]]:
         x, y: where the mask's corner lies in the picture, in pixels.
     """
     scale = _TRACING_SCALE
-    fine = np.kron(mask, np.ones((scale, scale), np.uint8)).astype(np.uint8)
+    fine = mask.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
     contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     polygons = []
     for contour, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True):
