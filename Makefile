@@ -1,6 +1,8 @@
 # Each target is enough on its own on a fresh machine: what it needs is set up first, in .venv.
 #   PYTHON=python3.12     the interpreter of a new .venv
 #   DETECTRON2=SOURCE     detectron2 from a folder, a wheel or a pip url
+# Tested on Linux. macOS is untried: torch has wheels for Apple silicon alone, and detectron2 says
+# to compile there with Xcode's clang (`CC=clang CXX=clang++ make setup`).
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help

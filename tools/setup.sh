@@ -2,8 +2,8 @@
 # Sets up .venv: the pinned packages, bucketrank itself (editable), then detectron2.
 # What is already there is left alone, so a second run takes no time. Called by the Makefile.
 #
-#   PYTHON=python3.12        the interpreter of a new .venv (default: python3.11, python3.12 or python3)
-#   DETECTRON2=SOURCE        detectron2 from a folder, a wheel or a pip url instead of its own address
+#   PYTHON=python3.12    the interpreter of a new .venv (default: python3.11, python3.12 or python3)
+#   DETECTRON2=SOURCE    detectron2 from a folder, a wheel or a pip url, not from its own address
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,12 +16,15 @@ fail() {
     exit 1
 }
 
-supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+}
 
 find_python() {
     local candidate
     if [[ -n ${PYTHON:-} ]]; then
-        command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is not there; give Python 3.11 or 3.12."
+        command -v "$PYTHON" >/dev/null ||
+            fail "PYTHON=$PYTHON is not there; give Python 3.11 or 3.12."
         supported "$PYTHON" || fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1);" \
             "bucketrank needs Python 3.11 or 3.12."
         echo "$PYTHON"
@@ -50,23 +53,23 @@ check_tools() {
             "--install), or give DETECTRON2=/path/to/a/clone/or/wheel."
     fi
     if needs_compiler && ! command -v "${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null; then
-        fail "A C++ compiler is missing, and detectron2 is compiled here: install one (Debian, Ubuntu:" \
-            "apt install g++; macOS: xcode-select --install), or give DETECTRON2=/path/to/a/wheel.whl."
+        fail "A C++ compiler is missing, and detectron2 is compiled here: install one (Debian," \
+            "Ubuntu: apt install g++; macOS: xcode-select --install), or give" \
+            "DETECTRON2=/path/to/a/wheel.whl."
     fi
 }
 
 check_headers() {
     needs_compiler || return 0
-    "$venv/bin/python" - <<'PYTHON' || fail "Python.h is missing, and detectron2 is compiled here:" \
-        "install Python's headers (Debian, Ubuntu: apt install python3-dev), or use another PYTHON=."
-import os, sys, sysconfig
-sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))
-PYTHON
+    local include
+    include=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+    [[ -e $include/Python.h ]] || fail "Python.h is missing, and detectron2 is compiled here:" \
+        "install Python's headers (Debian, Ubuntu: apt install python3-dev), or name another PYTHON=."
 }
 
 make_venv() {
     local python
-    if compgen -G "$venv/lib/python*/site-packages/pip/__init__.py" >/dev/null && supported "$venv/bin/python"; then
+    if supported "$venv/bin/python" && compgen -G "$venv/lib/*/site-packages/pip/" >/dev/null; then
         check_same_python
         return
     fi
@@ -75,8 +78,8 @@ make_venv() {
     rm -rf "$venv"
     "$python" -m venv "$venv" >/dev/null 2>&1 || {
         rm -rf "$venv"
-        fail "$python cannot make a virtual environment: its venv module is missing (Debian, Ubuntu:" \
-            "apt install python3-venv)."
+        fail "$python cannot make a virtual environment: its venv module is missing (Debian," \
+            "Ubuntu: apt install python3-venv)."
     }
 }
 
@@ -86,8 +89,8 @@ check_same_python() {
     python=$(find_python)
     wanted=$("$python" -c "$ask")
     present=$("$venv/bin/python" -c "$ask")
-    [[ $wanted == "$present" ]] || fail "$venv holds Python $present, and PYTHON=$PYTHON is $wanted;" \
-        "run \`make clean\` first."
+    [[ $wanted == "$present" ]] || fail "$venv holds Python $present, and PYTHON=$PYTHON is" \
+        "$wanted; run \`make clean\` first."
 }
 
 # step "what is shown" command...: its output goes to the log, and its end is shown if it fails.
@@ -111,7 +114,8 @@ install() { pip install --no-build-isolation --constraint constraints.txt "$@"; 
 last_errors() {
     local complaint
     complaint=$(awk '/^== /{text = ""} {text = text $0 "\n"} END{printf "%s", text}' "$log")
-    grep -iE '^ *(fatal|error)\b' <<<"$complaint" | head -n 3 || tail -n 3 <<<"$complaint"
+    grep -m 3 -iE '^ *(fatal|error)\b|: (fatal )?error:' <<<"$complaint" ||
+        tail -n 3 <<<"$complaint"
 }
 
 packages_key() { cat pyproject.toml constraints.txt "$venv/pyvenv.cfg" <(pwd -P) | cksum; }
@@ -122,9 +126,11 @@ install_packages() {
     rm -f "$stamp"
     : >"$log"
     echo "setup: pip's own output goes to $log"
-    step "build tools" install pip setuptools wheel ninja hatchling || packages_failed
-    step "torch and torchvision (some gigabytes)" install torch torchvision || packages_failed
-    step "bucketrank and everything else but detectron2" install --editable '.[test]' || packages_failed
+    {
+        step "build tools" install pip setuptools wheel ninja hatchling &&
+            step "torch and torchvision (some gigabytes)" install torch torchvision &&
+            step "bucketrank and everything else but detectron2" install --editable '.[test]'
+    } || packages_failed
     packages_key >"$stamp"
 }
 
@@ -142,15 +148,17 @@ detectron2_is_there() {
     local stamp=$venv/.detectron2 key source
     [[ -f $stamp ]] || return 1
     { read -r key && read -r source; } <"$stamp"
-    [[ $key == "$(detectron2_key)" && (-z ${DETECTRON2:-} || $source == "$DETECTRON2") ]] || return 1
-    "$venv/bin/python" -c 'from importlib.metadata import version; version("detectron2")' 2>/dev/null
+    [[ $key == "$(detectron2_key)" ]] || return 1
+    [[ -z ${DETECTRON2:-} || $source == "$DETECTRON2" ]] || return 1
+    "$venv/bin/python" -c 'from importlib.metadata import version as v; v("detectron2")' 2>/dev/null
 }
 
 install_detectron2() {
     detectron2_is_there && return
     check_headers
-    GIT_TERMINAL_PROMPT=0 step "detectron2 from $(detectron2_source) (compiled here: some minutes)" \
-        build_detectron2 || detectron2_failed
+    needs_compiler && echo "setup: detectron2's C++ part is compiled now, which takes some minutes"
+    GIT_TERMINAL_PROMPT=0 step "detectron2 from $(detectron2_source)" build_detectron2 ||
+        detectron2_failed
     printf '%s\n%s\n' "$(detectron2_key)" "$(detectron2_source)" >"$venv/.detectron2"
 }
 
@@ -159,7 +167,8 @@ install_detectron2() {
 build_detectron2() {
     local built=$venv/detectron2
     rm -rf "$built" &&
-        pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir "$built" "$(detectron2_source)" &&
+        pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir "$built" \
+            "$(detectron2_source)" &&
         rm -f "$venv/.detectron2" &&
         install --force-reinstall --no-deps "$built"/*.whl &&
         install "$built"/*.whl
