@@ -35,7 +35,5 @@ def _detectron2_imports() -> bool:
     return False
 
 
-if _detectron2_imports() and all(
-    find_spec(f"{__name__}.{part}") for part in ("losses.api", "modeling")
-):
+if _detectron2_imports():
     from . import modeling  # noqa: F401  (imported to register)
