@@ -191,8 +191,9 @@ class SetUp:
         """A PATH that holds what the script uses, but not these."""
         folder = self.root / "bin"
         folder.mkdir()
-        for tool in ("bash", "dirname", "sed", "cat", "rm", "grep", "cksum", "git", "c++", "g++"):
-            if tool not in missing and (found := shutil.which(tool)):
+        tools = "bash dirname sed cat rm mv mkdir grep cksum git c++ g++"
+        for tool in set(tools.split()) - set(missing):
+            if found := shutil.which(tool):
                 (folder / tool).symlink_to(found)
         return str(folder)
 

@@ -43,7 +43,12 @@ find_python() {
 pinned() { sed -n "s/^DETECTRON2_$1 = \"\(.*\)\"\$/\1/p" "$environment"; }
 
 # What detectron2 is installed from, and whether it has to be fetched by git and compiled.
-detectron2_source() { echo "${DETECTRON2:-$(pinned REPOSITORY)@$(pinned COMMIT)}"; }
+detectron2_source() {
+    local source=${DETECTRON2:-$(pinned REPOSITORY)@$(pinned COMMIT)}
+    # Without the ./ pip takes the name of a folder for that of a package.
+    [[ -e $source && $source != /* ]] && source=./$source
+    echo "$source"
+}
 needs_git() { [[ $(detectron2_source) == git+* ]]; }
 needs_compiler() { [[ $(detectron2_source) != *.whl ]]; }
 
@@ -149,7 +154,7 @@ detectron2_is_there() {
     [[ -f $stamp ]] || return 1
     { read -r key && read -r source; } <"$stamp"
     [[ $key == "$(detectron2_key)" ]] || return 1
-    [[ -z ${DETECTRON2:-} || $source == "$DETECTRON2" ]] || return 1
+    [[ -z ${DETECTRON2:-} || $source == "$(detectron2_source)" ]] || return 1
     "$venv/bin/python" -c 'from importlib.metadata import version as v; v("detectron2")' 2>/dev/null
 }
 
@@ -165,13 +170,15 @@ install_detectron2() {
 # A wheel first, so that a failed build leaves an installed detectron2 alone. Without pip's cache:
 # it would hand out what was built for another torch.
 build_detectron2() {
-    local built=$venv/detectron2
-    rm -rf "$built" &&
+    local built=$venv/detectron2.new kept=$venv/detectron2
+    rm -rf "$built" && mkdir "$built" &&
         pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir "$built" \
             "$(detectron2_source)" &&
         rm -f "$venv/.detectron2" &&
         install --force-reinstall --no-deps "$built"/*.whl &&
-        install "$built"/*.whl
+        install "$built"/*.whl &&
+        rm -rf "$kept" &&
+        mv "$built" "$kept"
 }
 
 detectron2_failed() {
@@ -184,6 +191,8 @@ Everything else is installed: the losses and the commands that need no detectron
   make setup DETECTRON2=/path/to/detectron2          a clone of its repository, at commit
                                                      $(pinned COMMIT)
   make setup DETECTRON2=/path/to/detectron2-….whl    a wheel built for this Python and torch
+                                                     (a machine that is set up has one in
+                                                     $venv/detectron2)
   make setup DETECTRON2=git+https://MIRROR/detectron2.git@COMMIT
                                                      a mirror that this machine reaches
 The whole story is in $log.
