@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .autograd import Positives, Ranking, ranking_losses
+from .autograd import Participants, Ranking, ranking_losses
 
 LOSS_NAMES: dict[str, tuple[str, str]] = {
     "ap": ("ap", "loop"),
@@ -35,6 +35,7 @@ def ap_loss(
     delta: float = 1.0,
     interpolated: bool = False,
     algorithm: str = "exact",
+    chunk_size: int | None = None,
 ) -> Tensor:
     """Average Precision loss: the mean over the positives of the share of negatives ranked above.
 
@@ -49,6 +50,8 @@ def ap_loss(
             original AP Loss code does.
         algorithm: "exact" (lossless buckets), "bucketed" (mean prototypes, as published) or "loop"
             (one positive at a time).
+        chunk_size: how many logits "exact" looks at at once, to bound its working memory; the
+            result is the same, the negatives are sorted into bins twice. None: all.
 
     Returns:
         Scalar in [0, 1]; float32, or float64 for float64 logits. Zero without positives, NaN if a
@@ -57,12 +60,17 @@ def ap_loss(
     Raises:
         ValueError: an argument's shape, type, value or name is not as above.
     """
-    ranking = _ranking("ap", algorithm, delta, interpolated)
+    ranking = _ranking("ap", algorithm, delta, interpolated, chunk_size)
     return _dense(ranking, logits, targets, None)[0]
 
 
 def rank_sort_loss(
-    logits: Tensor, targets: Tensor, *, delta: float = 0.5, algorithm: str = "exact"
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    delta: float = 0.5,
+    algorithm: str = "exact",
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rank & Sort loss: positives above negatives, and positives in the order of their qualities.
 
@@ -76,6 +84,8 @@ def rank_sort_loss(
         delta: half-width of the linear step that compares two logits, in logits, >= 0.
         algorithm: "exact" (lossless buckets), "bucketed" (mean prototypes, as published) or "loop"
             (one positive at a time).
+        chunk_size: how many logits "exact" looks at at once, to bound its working memory; the
+            result is the same, the negatives are sorted into bins twice. None: all.
 
     Returns:
         Two scalars, the ranking and the sorting error; float32, or float64 for float64 logits.
@@ -84,7 +94,7 @@ def rank_sort_loss(
     Raises:
         ValueError: an argument's shape, type, value or name is not as above.
     """
-    ranking = _ranking("rs", algorithm, delta, False)
+    ranking = _ranking("rs", algorithm, delta, False, chunk_size)
     rank, sort = _dense(ranking, logits, targets, None)
     return rank, sort
 
@@ -96,6 +106,7 @@ def alrp_loss(
     *,
     delta: float = 1.0,
     algorithm: str = "exact",
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Average Localisation-Recall-Precision loss: one ranking for both tasks of a detector.
 
@@ -109,6 +120,8 @@ def alrp_loss(
             positives in the flattened targets.
         delta: half-width of the linear step that compares two logits, in logits, >= 0.
         algorithm: "exact" (lossless buckets) or "loop" (one positive at a time).
+        chunk_size: how many logits "exact" looks at at once, to bound its working memory; the
+            result is the same, the negatives are sorted into bins twice. None: all.
 
     Returns:
         Two scalars, the classification part (gradient to the logits) and the localisation part
@@ -118,7 +131,7 @@ def alrp_loss(
     Raises:
         ValueError: an argument's shape, type, value or name is not as above.
     """
-    ranking = _ranking("alrp", algorithm, delta, False)
+    ranking = _ranking("alrp", algorithm, delta, False, chunk_size)
     classification, localisation = _dense(ranking, logits, targets, box_losses)
     return classification, localisation
 
@@ -132,14 +145,20 @@ class RankingLoss(nn.Module):
             0.5 for RS, as in their papers.
         interpolated: for AP only; None: yes for ``ap`` and ``ap-exact``, as the original AP Loss
             does, no for ``bap``, as published.
+        chunk_size: for the exact algorithm only: how many logits it looks at at once, to bound its
+            working memory; None: all.
 
     Raises:
-        ValueError: unknown name, delta that is negative or not finite, or ``interpolated`` asked of
-            another objective than AP.
+        ValueError: unknown name, delta that is negative or not finite, chunk_size below 1, or an
+            option that the loss does not have.
     """
 
     def __init__(
-        self, name: str, delta: float | None = None, interpolated: bool | None = None
+        self,
+        name: str,
+        delta: float | None = None,
+        interpolated: bool | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         if name not in LOSS_NAMES:
@@ -150,7 +169,7 @@ class RankingLoss(nn.Module):
             delta = DEFAULT_DELTAS[self.objective]
         if interpolated is None:
             interpolated = self.objective == "ap" and self.algorithm != "bucketed"
-        self._ranking = _ranking(self.objective, self.algorithm, delta, interpolated)
+        self._ranking = _ranking(self.objective, self.algorithm, delta, interpolated, chunk_size)
         self.delta, self.interpolated = self._ranking.delta, interpolated
 
     def forward(
@@ -202,7 +221,9 @@ class RankingLoss(nn.Module):
         return dict(zip(_OUTPUTS[self.objective], losses, strict=True))
 
 
-def _ranking(objective: str, algorithm: str, delta: float, interpolated: bool) -> Ranking:
+def _ranking(
+    objective: str, algorithm: str, delta: float, interpolated: bool, chunk_size: int | None
+) -> Ranking:
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
     if (objective, algorithm) not in LOSS_NAMES.values():
@@ -211,7 +232,12 @@ def _ranking(objective: str, algorithm: str, delta: float, interpolated: bool) -
         raise ValueError(f"delta must be a finite number of at least 0, not {delta!r}")
     if interpolated and objective != "ap":
         raise ValueError(f"only the AP loss can be interpolated, not {objective!r}")
-    return Ranking(objective, algorithm, float(delta), bool(interpolated))
+    if chunk_size is not None:
+        if algorithm != "exact":
+            raise ValueError(f"only algorithm 'exact' has a chunk_size, not {algorithm!r}")
+        if not isinstance(chunk_size, int) or chunk_size < 1:
+            raise ValueError(f"chunk_size must be a whole number of at least 1, not {chunk_size!r}")
+    return Ranking(objective, algorithm, float(delta), bool(interpolated), chunk_size)
 
 
 def _dense(
@@ -261,8 +287,9 @@ def _indexed(
         raise ValueError("the aLRP loss needs box_losses, one for each positive")
     else:
         _check_per_positive("box_losses", box_losses, positives)
-    chosen = Positives(positives, qualities.detach())
-    return ranking_losses(ranking, logits, chosen, ignored, box_losses)
+    ignored = None if ignored is None else ignored.reshape(-1)
+    participants = Participants(positives, qualities.detach(), ignored)
+    return ranking_losses(ranking, logits, participants, box_losses)
 
 
 def _check_logits(logits: Tensor) -> None:

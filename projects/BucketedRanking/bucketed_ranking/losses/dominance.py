@@ -1,0 +1,152 @@
+"""Dominance sums: what the sorting part of RS needs, without comparing every pair of positives.
+
+The sum of H(s_k - s_i) w_k over {k : t_k < t_i}, for every i, has a one-sided condition on t and a
+piecewise-linear function of s: a two-dimensional dominance sum. Two routes lead to it, and
+``CROSSOVER`` says which one is taken.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .relations import relation
+
+CROSSOVER = 256
+"""Up to this many points every pair is compared; beyond it, the tree is faster."""
+
+_PAIRS_AT_ONCE = 1 << 18
+
+
+class DominanceSums(NamedTuple):
+    """Sums [M, P] of H(s_k - s_i) w_k for every point i and each of M rows of weights."""
+
+    below: Tensor
+    """Over {k : t_k < t_i}."""
+    total: Tensor
+    """Over all k, i included."""
+
+
+def dominance_sums(scores: Tensor, keys: Tensor, weights: Tensor, delta: float) -> DominanceSums:
+    """For every point i, sums of H_delta(scores_k - scores_i) w_k over all k and over those of a
+    smaller key.
+
+    Args:
+        scores: [P], P >= 1.
+        keys: [P].
+        weights: [M, P] in the type of ``scores``.
+        delta: half-width of the relation, >= 0.
+    """
+    route = compare_pairs if scores.numel() <= CROSSOVER else walk_tree
+    return route(scores, keys, weights, delta)
+
+
+def compare_pairs(scores: Tensor, keys: Tensor, weights: Tensor, delta: float) -> DominanceSums:
+    """``dominance_sums`` in O(P^2) time, a few rows at a time: O(P) memory beside a fixed block."""
+    rows = max(1, _PAIRS_AT_ONCE // scores.numel())
+    below, total = [], []
+    for score, key in zip(scores.split(rows), keys.split(rows), strict=True):
+        above = relation(scores - score[:, None], delta)
+        total.append(weights @ above.T)
+        below.append(weights @ (above * (keys < key[:, None])).T)
+    return DominanceSums(torch.cat(below, dim=1), torch.cat(total, dim=1))
+
+
+def walk_tree(scores: Tensor, keys: Tensor, weights: Tensor, delta: float) -> DominanceSums:
+    """``dominance_sums`` in O(P log P) time and O(P) memory.
+
+    A merge-sort tree over the points, laid out by bits (a wavelet matrix: Claude, Navarro and
+    Ordonez, Information Systems 2015). The points stand in the order of their scores, and level by
+    level they are parted, stably, by one bit of their place in the order of keys. A range of scores
+    stays a range on every level, so its sums over a prefix of keys are a few differences of prefix
+    sums.
+    """
+    scores, by_score = scores.sort(stable=True)
+    keys, weights = keys[by_score], weights[:, by_score]
+    sorted_keys, by_key = keys.sort(stable=True)
+    place = torch.empty_like(by_key)
+    place[by_key] = torch.arange(keys.numel(), device=keys.device)
+    limit = torch.searchsorted(sorted_keys, keys)
+    windows = _windows(scores, delta)
+    columns = torch.cat([weights, weights * windows.offsets]) if delta > 0 else weights
+    back = torch.empty_like(by_score)
+    back[by_score] = torch.arange(keys.numel(), device=keys.device)
+    below = _prefix_sums_of_ranges(place, limit, columns, windows.bounds)
+    total = _prefix(columns)[:, windows.bounds].diff(dim=1)
+    return DominanceSums(*(_weigh(sums, windows, delta)[:, back] for sums in (below, total)))
+
+
+class _Windows(NamedTuple):
+    """Where the relation to each of the ascending scores rises from 0 to 1.
+
+    At most two cells of width 2 delta share the stretch s_i - delta .. s_i + delta. Scores enter as
+    distances from the first score of their cell, so neither their level nor their spread costs
+    precision.
+    """
+
+    bounds: Tensor
+    """[4, P]: where the first cell's part begins, the second's begins and ends, and P. For delta 0
+    [2, P]: the first score at or above, and P."""
+    offsets: Tensor
+    """[P]: each score's distance from the first in its cell."""
+    rises: Tensor
+    """[2, P]: from the start of the stretch to the first score of either cell."""
+
+
+def _windows(scores: Tensor, delta: float) -> _Windows:
+    count = scores.numel()
+    everything = torch.full((count,), count, device=scores.device)
+    if delta == 0:
+        first = torch.searchsorted(scores, scores)
+        return _Windows(torch.stack([first, everything]), scores, scores)
+    low = scores - delta
+    cells = ((scores - scores[0]) / (2 * delta)).floor()
+    low_cells = ((low - scores[0]) / (2 * delta)).floor()
+    begin = torch.searchsorted(scores, low, right=True)
+    end = torch.searchsorted(scores, scores + delta)
+    middle = torch.searchsorted(cells, low_cells, right=True).minimum(end)
+    upper = middle.clamp(max=count - 1)
+    # Rounding may let a stretch reach a third cell; H is 1 there but for that rounding.
+    end = end.minimum(torch.searchsorted(cells, cells[upper], right=True)).maximum(middle)
+    anchors = scores[torch.searchsorted(cells, cells)]
+    lower = begin.clamp(max=count - 1)
+    rises = torch.stack([anchors[lower], anchors[upper]]) - scores + delta
+    return _Windows(torch.stack([begin, middle, end, everything]), scores - anchors, rises)
+
+
+def _weigh(sums: Tensor, windows: _Windows, delta: float) -> Tensor:
+    """[M, P] sums of H w, from the sums of w and of w x offset over each part of the windows."""
+    if delta == 0:
+        return sums[:, 0]
+    weights, moments = sums.chunk(2)
+    rising = moments[:, :2] + weights[:, :2] * windows.rises
+    return rising.sum(1) / (2 * delta) + weights[:, 2]
+
+
+def _prefix_sums_of_ranges(place: Tensor, limit: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
+    """[M, R - 1, P]: sums of ``weights`` [M, P] over ranges of points and a prefix of places.
+
+    For query i and range r, over {k : bounds_r,i <= k < bounds_r+1,i and place_k < limit_i}.
+    """
+    count = place.numel()
+    index = torch.arange(count, device=place.device)
+    sums = weights.new_zeros(weights.shape[0], bounds.shape[0] - 1, count)
+    for bit in reversed(range(count.bit_length())):
+        zero = (place >> bit) & 1 == 0
+        zeros_before = _prefix(zero.long())
+        zeros = zeros_before[-1]
+        target = torch.where(zero, zeros_before[:-1], zeros + index - zeros_before[:-1])
+        place = torch.empty_like(place).scatter_(0, target, place)
+        weights = torch.empty_like(weights).index_copy_(1, target, weights)
+        zero_bounds = zeros_before[bounds]
+        one = (limit >> bit) & 1 == 1
+        # Where the limit has a one, every point of the range with a zero lies below it.
+        sums += _prefix(weights)[:, zero_bounds].diff(dim=1) * one
+        bounds = torch.where(one, zeros + bounds - zero_bounds, zero_bounds)
+    return sums
+
+
+def _prefix(values: Tensor) -> Tensor:
+    """[..., n + 1]: sums of the first 0, 1, ... n values."""
+    return pad(values.cumsum(-1), (1, 0))
