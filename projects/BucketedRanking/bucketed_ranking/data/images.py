@@ -88,7 +88,7 @@ def _examine(path: Path, facts: ImageFacts, decode: bool) -> ImageFacts:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")
             width, height = image.size
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            orientation = _orientation(image, decode)
             if decode:
                 # A smaller picture from the same data: every byte is read, few pixels computed.
                 image.draft(None, (max(1, width // 8), max(1, height // 8)))
@@ -101,6 +101,13 @@ def _examine(path: Path, facts: ImageFacts, decode: bool) -> ImageFacts:
         width, height = height, width
     turned = orientation in (2, 3, 4, *_TRANSPOSING)
     return ImageFacts(facts.size, facts.modified, decode, width, height, turned)
+
+
+def _orientation(image: Image.Image, decode: bool) -> int:
+    """The EXIF orientation; 1 is upright. A PNG's may follow its pixels: not worth decoding for."""
+    if image.format == "PNG" and "exif" not in image.info and not decode:
+        return 1
+    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
 
 
 def _digest(text: str) -> str:
