@@ -112,7 +112,7 @@ def test_check_finds_problems_in_both_splits_with_exit_code_one(toy: Toy) -> Non
 def test_check_survives_json_that_broke_since(toy: Toy, tmp_path: Path) -> None:
     run("add", "toy", *toy())
     (tmp_path / "toy/a.json").write_text("{")
-    assert "malformed JSON" in run("check", "toy", code=1)
+    assert "unreadable JSON" in run("check", "toy", code=1)
 
 
 def test_show_counts(toy: Toy) -> None:

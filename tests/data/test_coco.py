@@ -316,9 +316,20 @@ def test_json_that_cannot_be_read(make: Make, text: str) -> None:
     entry.json.write_text(text, encoding="latin-1")
     report = check_dataset(entry)
     assert not report.ok
-    assert _kinds(entry) == {"malformed JSON": 1}
+    assert _kinds(entry) == {"unreadable JSON": 1}
     with pytest.raises(BucketRankError, match=str(entry.json)):
         clean_dataset(entry)
+
+
+def test_lvis_pictures_are_found_by_their_address(make: Make) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["coco_url"] = f"http://somewhere/images/{image.pop('file_name')}"
+
+    entry = make(edit)
+    entry = DatasetEntry("toy", entry.json, entry.images.parent)
+    assert check_dataset(entry).ok
+    assert _clean(entry)["images"][0]["file_name"] == "images/001.png"
 
 
 def test_examples_say_where_and_are_few(make: Make) -> None:

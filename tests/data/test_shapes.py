@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,12 @@ def test_each_split_needs_a_picture(tmp_path: Path) -> None:
 def test_the_default_place_is_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUCKETRANK_HOME", str(tmp_path))
     assert shapes.shapes_folder() == tmp_path / f"shapes-v{shapes.VERSION}"
+
+
+def test_what_a_killed_run_left_is_swept_up(tmp_path: Path) -> None:
+    left, recent = (tmp_path / f".shapes-v{shapes.VERSION}-1-1.{name}" for name in ("old", "new"))
+    left.mkdir()
+    recent.mkdir()
+    os.utime(left, (1, 1))
+    folder = shapes.ensure_shapes(tmp_path, 1, 1)
+    assert set(tmp_path.iterdir()) == {folder, recent}

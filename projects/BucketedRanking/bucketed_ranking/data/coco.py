@@ -86,7 +86,7 @@ def check_dataset(entry: DatasetEntry) -> CheckReport:
         content, facts = _open(entry)
     except BucketRankError as error:
         return CheckReport(
-            entry.name, entry.json, 0, 0, [Finding("malformed JSON", 1, [str(error)])]
+            entry.name, entry.json, 0, 0, [Finding("unreadable JSON", 1, [str(error)])]
         )
     sieve = Sieve(entry, content, facts)
     return CheckReport(

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bucketed_ranking.data.registry import DatasetEntry
+from bucketed_ranking.data.sieve import file_name
 from bucketed_ranking.data.summary import load_clean
 from bucketed_ranking.errors import BucketRankError
 
@@ -39,10 +40,9 @@ def draw_pictures(entry: DatasetEntry, count: int, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         files = []
         for image in chosen:
-            path = folder / f"{entry.name}-{Path(image['file_name']).stem}.png"
-            picture = _draw(
-                entry.images / image["file_name"], per_image[image["id"]], names, colors
-            )
+            source = file_name(image) or ""
+            path = folder / f"{entry.name}-{Path(source).stem}.png"
+            picture = _draw(entry.images / source, per_image[image["id"]], names, colors)
             picture.save(path)
             files.append(path)
     except OSError as error:

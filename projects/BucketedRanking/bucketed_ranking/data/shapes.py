@@ -73,7 +73,8 @@ def ensure_shapes(
     if _complete(folder, sizes):
         return folder
     started = time.perf_counter()
-    logger.info("Making the shapes data set in %s (once; some 20 seconds)", folder)
+    # A warning, because that is what a user sees who has set up no logging and now has to wait.
+    logger.warning("Making the shapes data set in %s (once; half a minute)", folder)
     try:
         _make(folder, sizes)
     except OSError as error:
@@ -102,6 +103,7 @@ def _complete(folder: Path, sizes: dict[str, int]) -> bool:
 
 def _make(folder: Path, sizes: dict[str, int]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for split, size in sizes.items():
@@ -110,6 +112,16 @@ def _make(folder: Path, sizes: dict[str, int]) -> None:
         _put_in_place(made, folder, sizes)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what runs left behind that were killed an hour ago or earlier."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        try:
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # another process was quicker
+            continue
 
 
 def _put_in_place(made: Path, folder: Path, sizes: dict[str, int]) -> None:

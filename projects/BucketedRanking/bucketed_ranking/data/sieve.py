@@ -17,7 +17,7 @@ MAX_EXAMPLES = 5
 Severity = Literal["error", "warning", "note"]
 
 KINDS: dict[str, tuple[Severity, str]] = {
-    "malformed JSON": ("error", "nothing can be read"),
+    "unreadable JSON": ("error", "nothing can be read"),
     "malformed category": ("error", "the category is left out"),
     "duplicate category id": ("error", "the first one stands"),
     "duplicate category name": ("warning", "both are kept"),
@@ -168,7 +168,7 @@ class Sieve:
             return None
         if facts.turned:
             self._note("turned by EXIF", f"'{name}'")
-        return {**record, "width": size[0], "height": size[1]}
+        return {**record, "file_name": name, "width": size[0], "height": size[1]}
 
     def _annotation(self, record: Any) -> dict[str, Any] | None:
         """The annotation as it goes into the clean JSON, or None."""
@@ -284,7 +284,12 @@ class Sieve:
 
 
 def file_name(image: Any) -> str | None:
-    name = image.get("file_name") if isinstance(image, dict) else None
+    """A picture's file name; LVIS gives only its address, whose end is the name under COCO."""
+    if not isinstance(image, dict):
+        return None
+    name, address = image.get("file_name"), image.get("coco_url")
+    if not name and isinstance(address, str):
+        name = "/".join(address.split("/")[-2:])
     return name if isinstance(name, str) and name else None
 
 

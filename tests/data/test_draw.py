@@ -1,0 +1,48 @@
+"""Pictures with boxes drawn in."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bucketed_ranking.data.draw import draw_pictures
+from bucketed_ranking.data.registry import DatasetEntry
+from bucketed_ranking.errors import BucketRankError
+
+Writer = Callable[..., tuple[Path, Path]]
+
+
+def test_boxes_are_drawn_where_they_are(home: Path, write_coco: Writer, tmp_path: Path) -> None:
+    entry = DatasetEntry("toy", *write_coco())
+    files = draw_pictures(entry, 2, tmp_path / "out")
+    assert [file.name for file in files] == ["toy-001.png", "toy-006.png"]
+    with Image.open(files[0]) as picture:
+        pixels = np.asarray(picture)
+    scale = pixels.shape[0] / 30
+    paper = pixels[-1, -1]
+    left_edge = pixels[int(12 * scale), round(2 * scale)]
+    assert (left_edge != paper).any()
+    assert (pixels[int(12 * scale), int(7 * scale)] == paper).all()
+
+
+def test_the_users_pictures_are_not_enlarged_when_large(
+    home: Path, write_coco: Writer, tmp_path: Path
+) -> None:
+    def edit(content: dict) -> None:
+        content["images"][0].update(width=700, height=600)
+
+    path, images = write_coco(edit)
+    Image.new("RGB", (700, 600)).save(images / "001.png")
+    (file,) = draw_pictures(DatasetEntry("toy", path, images), 1, tmp_path / "out")
+    with Image.open(file) as picture:
+        assert picture.size == (700, 600)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(
+    home: Path, write_coco: Writer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BucketRankError, match="cannot be written"):
+        draw_pictures(DatasetEntry("toy", *write_coco()), 1, tmp_path / "file")
