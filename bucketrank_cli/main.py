@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import dataset, doctor, evaluate, predict, train
+from . import dataset, demo, doctor, evaluate, predict, train
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -42,6 +42,7 @@ app.add_typer(dataset.app, name="dataset")
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 
 

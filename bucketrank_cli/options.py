@@ -43,4 +43,9 @@ def print_results(results: dict[str, Any]) -> None:
 
 def percent(value: float | None) -> str:
     """A metric with one decimal; a dash where it could not be computed."""
-    return "-" if value is None or value != value else f"{value:.1f}"
+    return number(value, 1)
+
+
+def number(value: float | None, decimals: int) -> str:
+    """A number with so many decimals; a dash where it could not be computed."""
+    return "-" if value is None else f"{value:.{decimals}f}"

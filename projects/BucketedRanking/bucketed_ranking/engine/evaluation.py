@@ -25,7 +25,10 @@ class DetectionEvaluator(COCOEvaluator):
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
-        if coco_eval is not None:
+        if coco_eval is None:
+            # No detection at all: nothing is found, so every AP is 0, not unknown.
+            results = dict.fromkeys(results, 0.0)
+        else:
             results["score_threshold"] = best_f1_threshold(
                 coco_eval.eval["precision"][0, :, :, 0, -1],
                 coco_eval.eval["scores"][0, :, :, 0, -1],

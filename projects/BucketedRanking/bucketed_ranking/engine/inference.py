@@ -191,9 +191,6 @@ def predict(
         "predictions": the list; "unreadable": the files that could not be read, and why.
     """
     assert detector.run_dir is not None
-    augmentation = T.ResizeShortestEdge(
-        detector.cfg.INPUT.MIN_SIZE_TEST, detector.cfg.INPUT.MAX_SIZE_TEST
-    )
     record = read_json(detector.run_dir / RECORD)
     class_names, category_ids = record["class_names"], record["category_ids"]
     metadata = Metadata(thing_classes=class_names)
@@ -206,10 +203,11 @@ def predict(
         except UNREADABLE as error:
             unreadable[str(path)] = " ".join(str(error).split())
             continue
-        instances = _detect(detector, image, augmentation)
+        instances = detect(detector, image)
         instances = instances[instances.scores >= score_threshold]
         rgb = image[:, :, ::-1] if detector.cfg.INPUT.FORMAT == "BGR" else image
-        drawn = draw(rgb, instances, metadata)
+        scale = max(1.0, _DRAWN_SIDE / max(image.shape[:2]))
+        drawn = draw(rgb, instances, metadata, scale)
         Image.fromarray(drawn).save(_free_name(output_dir, path.stem))
         for result in instances_to_coco_json(instances, image_id):
             index = result["category_id"]
@@ -248,16 +246,20 @@ def _free_name(folder: Path, stem: str) -> Path:
 
 
 @torch.no_grad()
-def _detect(detector: Detector, image: np.ndarray, augmentation: T.Augmentation) -> Instances:
+def detect(detector: Detector, image: np.ndarray) -> Instances:
+    """The detections in an image [H, W, 3] in the channel order of INPUT.FORMAT, on the CPU."""
     height, width = image.shape[:2]
-    resized = augmentation.get_transform(image).apply_image(image)
+    sizes = detector.cfg.INPUT
+    resize = T.ResizeShortestEdge(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
+    resized = resize.get_transform(image).apply_image(image)
     tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
     inputs = {"image": tensor, "height": height, "width": width}
     return detector.model([inputs])[0]["instances"].to("cpu")
 
 
-def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
-    """Draw boxes, classes and scores on an RGB image [H, W, 3]; small images are enlarged."""
-    scale = max(1.0, _DRAWN_SIDE / max(image.shape[:2]))
+def draw(
+    image: np.ndarray, instances: Instances, metadata: Metadata, scale: float = 1.0
+) -> np.ndarray:
+    """Draw boxes, classes and scores on an RGB image [H, W, 3], enlarged by `scale`."""
     drawn = Visualizer(image, metadata, scale=scale).draw_instance_predictions(instances)
     return drawn.get_image()

@@ -1,0 +1,48 @@
+"""`bucketrank demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import ConfigOptions, Device, number, percent
+
+LOSSES = ("brs", "score")
+
+
+def demo(
+    options: ConfigOptions = None,
+    output: Annotated[Path, typer.Option(help="Folder of the two runs.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of both runs.")] = 1,
+    device: Device = None,
+) -> None:
+    """Train a tiny RetinaNet with BRS and with focal loss, and compare them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bucketed_ranking.environment import require_detectron2
+
+    require_detectron2("The demo")
+    from bucketed_ranking.engine import demo as job
+
+    results = job.train_losses(LOSSES, output, seed=seed, device=device, options=options or [])
+    table = Table(title="RetinaNet, tiny, on shapes_val", title_justify="left")
+    for name in ("loss", "AP (%)", "AP50 (%)", "s / iteration", "loss ms / iteration"):
+        table.add_column(name, justify="left" if name == "loss" else "right")
+    for loss, result in results.items():
+        table.add_row(
+            loss,
+            percent(result["bbox"]["AP"]),
+            percent(result["bbox"]["AP50"]),
+            number(result["seconds_per_iteration"], 3),
+            number(result["loss_ms_per_iteration"], 1),
+        )
+    console = Console()
+    console.print(table)
+    picture = job.draw_comparison(LOSSES, output)
+    console.print(f"Detections beside the ground truth: {picture}", highlight=False)
+    console.print(
+        "Next: your own data, `bucketrank dataset add NAME --json F --images D --val-fraction 0.2`"
+        " and `bucketrank train retinanet_tiny --dataset NAME`.",
+        highlight=False,
+    )

@@ -1,0 +1,89 @@
+"""The main job in small: one detector, two losses, the embedded data set, one table, pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageDraw
+
+from . import runs, setup
+from .inference import best_threshold, detect, draw, load_detector
+
+CONFIG = "retinanet_tiny"
+DATASET = "shapes"
+_MARGIN, _CAPTION = 8, 24
+
+
+def train_losses(
+    losses: Sequence[str], output: Path, *, seed: int, device: str | None, options: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Train and evaluate the tiny RetinaNet with each loss from one seed.
+
+    A run that is finished in `output` is not run again; one that was interrupted goes on.
+
+    Returns:
+        The content of results.json by loss.
+    """
+    results = {}
+    for loss in losses:
+        cfg = setup.load_config(CONFIG, loss=loss, options=options, device=device)
+        setup.configure_datasets(cfg, *setup.choose_datasets(cfg, DATASET, None, None))
+        run_dir = output / f"{CONFIG}-{loss}"
+        cfg.OUTPUT_DIR, cfg.SEED = str(run_dir), seed
+        if not runs.is_finished(run_dir, cfg.SOLVER.MAX_ITER):
+            runs.train(cfg, resume=runs.is_run(run_dir))
+        results[loss] = runs.read_json(run_dir / runs.RESULTS)
+    return results
+
+
+def draw_comparison(losses: Sequence[str], output: Path, num_images: int = 4) -> Path:
+    """Draw ground truth and the detections of every loss side by side, a row an image.
+
+    Each detector's boxes are drawn above its own best score threshold.
+
+    Returns:
+        The picture's path, `output`/detections.png.
+    """
+    detectors = {loss: load_detector(str(output / f"{CONFIG}-{loss}")) for loss in losses}
+    name = next(iter(detectors.values())).cfg.DATASETS.TEST[0]
+    metadata = MetadataCatalog.get(name)
+    rows = []
+    # The pictures with most objects say most.
+    dicts = sorted(DatasetCatalog.get(name), key=lambda d: -len(d["annotations"]))[:num_images]
+    for dataset_dict in dicts:
+        image = read_image(dataset_dict["file_name"], format="RGB")
+        truth = Visualizer(image, metadata, scale=_scale(image)).draw_dataset_dict(dataset_dict)
+        row = {"ground truth": truth.get_image()}
+        for loss, detector in detectors.items():
+            bgr = detector.cfg.INPUT.FORMAT == "BGR"
+            instances = detect(detector, image[:, :, ::-1] if bgr else image)
+            assert detector.run_dir is not None
+            kept = instances[instances.scores >= best_threshold(detector.run_dir)]
+            row[loss] = draw(image, kept, metadata, scale=_scale(image))
+        rows.append(row)
+    path = output / "detections.png"
+    _montage(rows).save(path)
+    return path
+
+
+def _scale(image: np.ndarray) -> float:
+    return 400 / image.shape[1]
+
+
+def _montage(rows: Sequence[dict[str, np.ndarray]]) -> Image.Image:
+    width = max(picture.shape[1] for row in rows for picture in row.values()) + _MARGIN
+    heights = [max(p.shape[0] for p in row.values()) + _CAPTION + _MARGIN for row in rows]
+    sheet = Image.new("RGB", (width * len(rows[0]) + _MARGIN, sum(heights)), "white")
+    pen = ImageDraw.Draw(sheet)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, (caption, picture) in enumerate(row.items()):
+            left = _MARGIN + column * width
+            pen.text((left, top + 4), caption, fill="black", font_size=16)
+            sheet.paste(Image.fromarray(picture), (left, top + _CAPTION))
+        top += height
+    return sheet

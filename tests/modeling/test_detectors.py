@@ -1,0 +1,100 @@
+"""What holds for every detector with every loss."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from bucketed_ranking.config import SCORE_LOSS
+from bucketed_ranking.losses import LOSS_NAMES
+from tests.small_detectors import DETECTORS, narrow_config, random_batch
+
+LOSSES = [SCORE_LOSS, *LOSS_NAMES]
+
+
+def build(detector: str, loss: str, *options: str):
+    torch.manual_seed(0)
+    return build_model(narrow_config(detector, loss, *options)).train()
+
+
+def losses_of(model, batch):
+    with EventStorage():
+        return model(batch)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_step_gives_finite_losses_and_reaches_every_parameter(detector, loss):
+    model = build(detector, loss)
+    losses = losses_of(model, random_batch())
+    assert all(value.isfinite() for value in losses.values())
+    assert all(value > 0 for value in losses.values()), losses
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("loss", ["score", "brs", "ap", "alrp-exact"])
+@pytest.mark.parametrize("objects", [(0, 0), (0, 3), (1,)])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_batches_without_ground_truth_and_of_one_image(detector, objects, loss):
+    model = build(detector, loss)
+    losses = losses_of(model, random_batch(objects))
+    total = sum(losses.values())
+    assert total.isfinite()
+    total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_without_any_ground_truth_a_ranking_loss_is_zero(detector):
+    losses = losses_of(build(detector, "brs"), random_batch((0, 0)))
+    assert all(value == 0 for value in losses.values())
+
+
+@pytest.mark.parametrize("loss", ["score", "brs"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_inference_returns_scored_boxes_inside_the_image(detector, loss):
+    # Untrained scores lie below the usual thresholds.
+    low = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    model = build(detector, loss, *low).eval()
+    batch = random_batch()
+    with torch.no_grad():
+        outputs = model(batch)
+    for inputs, output in zip(batch, outputs, strict=True):
+        found = output["instances"]
+        assert len(found) > 0
+        boxes = found.pred_boxes.tensor
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, 2] <= inputs["width"]).all() and (boxes[:, 3] <= inputs["height"]).all()
+        assert ((found.scores > 0) & (found.scores < 1)).all()
+        assert (found.pred_classes < 4).all()
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_overfitting_one_batch_lowers_every_loss(detector):
+    model = build(detector, "brs")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    batch = random_batch()
+    history = []
+    for _ in range(40):
+        losses = losses_of(model, batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    for name in ("loss_rank", "loss_box_reg"):
+        assert history[-1][name] < 0.6 * history[0][name], (name, history[0], history[-1])
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_autocast_trains(detector):
+    model = build(detector, "brs")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = losses_of(model, random_batch())
+    sum(losses.values()).backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters())

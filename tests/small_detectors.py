@@ -1,0 +1,43 @@
+"""Detectors and batches small enough to build and step in a fraction of a second."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+
+from bucketed_ranking.engine.setup import load_config
+
+NUM_CLASSES = 4
+DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
+
+# The shipped tiny detectors with a fraction of their channels.
+NARROW = [
+    "MODEL.SMALL_RESNET.CHANNELS", "[8, 12, 16, 20]",
+    "MODEL.FPN.OUT_CHANNELS", "32",
+    "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+    "INPUT.MIN_SIZE_TRAIN", "(64,)",
+    "INPUT.MIN_SIZE_TEST", "64",
+    "SOLVER.IMS_PER_BATCH", "2",
+    "DATALOADER.NUM_WORKERS", "0",
+]  # fmt: skip
+
+
+def narrow_config(name: str, loss: str, *options: str) -> CfgNode:
+    cfg = load_config(name, loss=loss, options=[*NARROW, *options], device="cpu")
+    cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES
+    return cfg
+
+
+def random_batch(objects: tuple[int, ...] = (3, 2), seed: int = 0) -> list[dict]:
+    """Images of different sizes with so many objects each."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for index, count in enumerate(objects):
+        height, width = 96 + 16 * index, 128 - 16 * index
+        corners = torch.rand(count, 2, generator=generator) * 40
+        sizes = 24 + 30 * torch.rand(count, 2, generator=generator)
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.cat([corners, corners + sizes], dim=1))
+        instances.gt_classes = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
+        image = torch.randint(0, 256, (3, height, width), generator=generator).float()
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
