@@ -153,8 +153,9 @@ def _rank_exactly(
     positives: Tensor,
     box_losses: Tensor | None,
 ) -> _Outcome:
-    bins = exact.Bins(positives, ranking.delta)
     undefined = ~positives.isfinite().all()
+    # Where the ranking is undefined, any numbers do, but places computed from NaN would not.
+    bins = exact.Bins(positives.nan_to_num(0, 0, 0), ranking.delta)
     histogram = None
     chunks = _relevant_negatives(logits, participants, bins.lowest, ranking.chunk_size)
     for places, negatives in chunks:  # noqa: B007

@@ -43,8 +43,8 @@ def average_precision(
     rank = rank_positive + false_positives
     error, share = false_positives / rank, 1 / rank
     if interpolated:
-        error = 1 - interpolate(positives, rank_positive / rank)
-        share = torch.where(false_positives > 0, error / false_positives, share)
+        least = interpolate(positives, error)
+        error, share = least, torch.where(least < error, least / false_positives, share)
     return _spread(error, share, above, buckets)
 
 

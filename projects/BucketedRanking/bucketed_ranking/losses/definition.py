@@ -24,26 +24,24 @@ def average_precision(
 ) -> RankingTerm:
     """AP Loss: the mean over the positives of NFP_i / rank_i (Chen et al., TPAMI 2020, eq. 5-9).
 
-    With ``interpolated``, a positive's precision is the best among those that score no higher.
+    With ``interpolated``, a positive's error is the least among those that score no higher: 1 - the
+    interpolated precision.
     """
     error = torch.zeros_like(positives)
     negative_grad = torch.zeros_like(negatives)
-    best_precision = positives.new_zeros(())
+    least_error = positives.new_ones(())
     for i in positives.argsort():
         others = relation(positives - positives[i], delta)
         others[i] = 0
         above = relation(negatives - positives[i], delta)
-        rank_positive, false_positives = 1 + others.sum(), above.sum()
-        rank = rank_positive + false_positives
+        false_positives = above.sum()
+        rank = 1 + others.sum() + false_positives
         error[i] = false_positives / rank
         share = 1 / rank
         if interpolated:
-            precision = rank_positive / rank
-            if precision < best_precision:
-                share = share * (1 - best_precision) / (1 - precision)
-            else:
-                best_precision = precision
-            error[i] = 1 - best_precision
+            if error[i] > least_error:
+                share = share * least_error / error[i]
+            least_error = error[i] = torch.minimum(error[i], least_error)
         negative_grad += above * share
     count = positives.numel()
     return RankingTerm(error.mean(), -error / count, negative_grad / count)

@@ -168,9 +168,8 @@ def average_precision(bins: Bins, negatives: Histogram, interpolated: bool) -> E
     rank = rank_positive + false_positives
     error, share = false_positives / rank, 1 / rank
     if interpolated:
-        least = 1 - interpolate(bins.positives, rank_positive / rank)
-        share = torch.where(least < error, least / false_positives, share)
-        error = torch.minimum(least, error)
+        least = interpolate(bins.positives, error)
+        error, share = least, torch.where(least < error, least / false_positives, share)
     return _term(bins, error, error, share)
 
 

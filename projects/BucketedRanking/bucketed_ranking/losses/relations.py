@@ -37,7 +37,8 @@ def relation(difference: Tensor, delta: float) -> Tensor:
     """
     if delta == 0:
         return (difference >= 0).to(difference.dtype)
-    return (difference / (2 * delta) + 0.5).clamp(0, 1)
+    # In this order nothing cancels: small relations keep their relative precision.
+    return ((difference + delta) / (2 * delta)).clamp(0, 1)
 
 
 def own_relation(delta: float) -> float:
@@ -45,7 +46,10 @@ def own_relation(delta: float) -> float:
     return 1.0 if delta == 0 else 0.5
 
 
-def interpolate(positives: Tensor, precision: Tensor) -> Tensor:
-    """[P] running maximum of the precision over the positives by ascending logit."""
+def interpolate(positives: Tensor, error: Tensor) -> Tensor:
+    """[P]: for each positive, the least ranking error among the positives that score no higher.
+
+    That is 1 - the running maximum of the precision of the original AP Loss, without its rounding.
+    """
     order = positives.argsort()
-    return torch.empty_like(precision).scatter_(0, order, precision[order].cummax(0).values)
+    return torch.empty_like(error).scatter_(0, order, error[order].cummin(0).values)

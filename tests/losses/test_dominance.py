@@ -1,0 +1,73 @@
+"""Dominance sums: both routes against every pair, one at a time."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bucketed_ranking.losses import dominance
+from bucketed_ranking.losses.relations import relation
+
+DELTAS = (0, 0.1, 0.5, 1, 2)
+
+
+def _points(count: int, steps: int | None, spread: float, seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(count, dtype=torch.float64, generator=generator)
+    keys = torch.rand(count, dtype=torch.float64, generator=generator)
+    if steps is not None:
+        scores, keys = (scores * steps).round() / steps, (keys * steps).ceil() / steps
+    return scores * spread, keys, torch.rand(2, count, dtype=torch.float64, generator=generator)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(
+    count=st.integers(1, 70),
+    steps=st.sampled_from([None, 4, 10]),
+    spread=st.sampled_from([0.0, 1e-4, 1.0, 1e4]),
+    delta=st.sampled_from(DELTAS),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_both_routes_equal_the_sum_over_every_pair(
+    count: int, steps: int | None, spread: float, delta: float, seed: int
+) -> None:
+    scores, keys, weights = _points(count, steps, spread, seed)
+    total = torch.stack([(relation(scores - score, delta) * weights).sum(1) for score in scores], 1)
+    below = torch.stack(
+        [
+            (relation(scores - score, delta) * (keys < key) * weights).sum(1)
+            for score, key in zip(scores, keys, strict=True)
+        ],
+        1,
+    )
+    for route in (dominance.compare_pairs, dominance.walk_tree):
+        sums = route(scores, keys, weights, delta)
+        torch.testing.assert_close(sums.below, below, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(sums.total, total, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+@pytest.mark.parametrize("spread", [1.0, 1e4])
+def test_routes_agree_on_many_points(delta: float, spread: float) -> None:
+    points = _points(3000, None, spread, 0)
+    for found, expected in zip(
+        dominance.walk_tree(*points, delta), dominance.compare_pairs(*points, delta), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_number_of_points_decides_the_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for name in ("compare_pairs", "walk_tree"):
+        monkeypatch.setattr(dominance, name, lambda *_, name=name: taken.append(name))
+    for count in (dominance.CROSSOVER, dominance.CROSSOVER + 1):
+        dominance.dominance_sums(*_points(count, None, 1.0, 0), 0.5)
+    assert taken == ["compare_pairs", "walk_tree"]
+
+
+def test_pairs_are_compared_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = _points(50, None, 1.0, 0)
+    expected = dominance.compare_pairs(*points, 0.5)
+    monkeypatch.setattr(dominance, "_PAIRS_AT_ONCE", 120)
+    for found, reference in zip(dominance.compare_pairs(*points, 0.5), expected, strict=True):
+        torch.testing.assert_close(found, reference, rtol=1e-15, atol=1e-15)
