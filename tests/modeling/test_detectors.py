@@ -69,7 +69,8 @@ def test_inference_returns_scored_boxes_inside_the_image(detector, loss):
         assert len(found) > 0
         boxes = found.pred_boxes.tensor
         assert (boxes[:, :2] >= 0).all()
-        assert (boxes[:, 2] <= inputs["width"]).all() and (boxes[:, 3] <= inputs["height"]).all()
+        assert (boxes[:, 2] <= inputs["width"]).all()
+        assert (boxes[:, 3] <= inputs["height"]).all()
         assert ((found.scores > 0) & (found.scores < 1)).all()
         assert (found.pred_classes < 4).all()
 

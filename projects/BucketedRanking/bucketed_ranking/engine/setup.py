@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import SCORE_LOSS, add_bucketed_ranking_config, apply_ranking_recipe
@@ -62,8 +63,9 @@ def load_config(
     add_bucketed_ranking_config(cfg)
     path = find_config(config)
     try:
-        cfg.merge_from_file(str(path))
-    except (KeyError, ValueError, AssertionError) as error:
+        # A YAML file can ask for code to be run; Detectron2 would do so.
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
         raise BucketRankError(f"The config {path} cannot be read: {error}") from error
     if loss is not None:
         cfg.MODEL.RANKING.LOSS = loss
@@ -80,7 +82,7 @@ def load_run_config(run_dir: Path) -> CfgNode:
     """The config that a run was started with, from its folder."""
     cfg = get_cfg()
     add_bucketed_ranking_config(cfg)
-    cfg.merge_from_file(str(run_dir / "config.yaml"))
+    cfg.merge_from_file(str(run_dir / "config.yaml"), allow_unsafe=False)
     return cfg
 
 

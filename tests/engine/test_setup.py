@@ -1,0 +1,128 @@
+"""Configs by name, losses, recipes, options: what the user asks for is what runs."""
+
+import pytest
+from detectron2.config import get_cfg
+
+from bucketed_ranking.config import add_bucketed_ranking_config
+from bucketed_ranking.engine import setup
+from bucketed_ranking.errors import BucketRankError
+
+RANKING_KEYS = {
+    "retinanet_R_50_FPN_1x": ("RankingRetinaNet", (10.0, 10.0, 5.0, 5.0), 0.008),
+    "faster_rcnn_R_50_FPN_1x": ("GeneralizedRCNN", (10.0, 10.0, 5.0, 5.0), 0.012),
+}
+
+
+@pytest.mark.parametrize("name", sorted(setup.available_configs()))
+def test_every_shipped_config_loads_with_every_kind_of_loss(name):
+    for loss in ("score", "brs", "ap-exact"):
+        cfg = setup.load_config(name, loss=loss, device="cpu")
+        assert cfg.MODEL.RANKING.LOSS == loss
+        assert not cfg.MODEL.RANKING.RECIPE, "the recipe is applied once and emptied"
+
+
+def test_names_of_configs_are_unique():
+    shipped = [p for p in setup.configs_root().rglob("*.yaml") if not p.stem.startswith("Base-")]
+    assert len(shipped) == len(setup.available_configs())
+
+
+@pytest.mark.parametrize("name", RANKING_KEYS)
+def test_recipes_of_the_papers_apply_to_ranking_losses_only(name):
+    architecture, coder, learning_rate = RANKING_KEYS[name]
+    ranking = setup.load_config(name, loss="brs", device="cpu")
+    assert architecture == ranking.MODEL.META_ARCHITECTURE
+    assert ranking.SOLVER.BASE_LR == learning_rate
+    key = "RETINANET" if "retinanet" in name else "RPN"
+    assert tuple(ranking.MODEL[key].BBOX_REG_WEIGHTS) == coder
+    score = setup.load_config(name, loss="score", device="cpu")
+    assert tuple(score.MODEL[key].BBOX_REG_WEIGHTS) == (1.0, 1.0, 1.0, 1.0)
+    assert score.MODEL.META_ARCHITECTURE in ("RetinaNet", "GeneralizedRCNN")
+    assert score.MODEL.PROPOSAL_GENERATOR.NAME == "RPN"
+
+
+@pytest.mark.parametrize("name", RANKING_KEYS)
+def test_score_is_the_model_zoos_own_config(name):
+    from detectron2 import model_zoo
+
+    zoo = get_cfg()
+    zoo.merge_from_file(model_zoo.get_config_file(f"COCO-Detection/{name}.yaml"))
+    ours = setup.load_config(name, loss="score", device="cpu")
+    for section in ("MODEL", "SOLVER", "INPUT", "DATALOADER", "TEST"):
+        expected, found = dict(zoo[section]), dict(ours[section])
+        for key in ("RANKING", "SMALL_RESNET", "DEVICE"):
+            expected.pop(key, None), found.pop(key, None)
+        assert found == expected, section
+
+
+def test_user_options_win_over_the_recipe():
+    cfg = setup.load_config(
+        "retinanet_R_50_FPN_1x", loss="brs", device="cpu", options=["SOLVER.BASE_LR", "0.5"]
+    )
+    assert cfg.SOLVER.BASE_LR == 0.5
+
+
+def test_the_loss_may_be_named_among_the_options():
+    options = ["MODEL.RANKING.LOSS", "bap"]
+    cfg = setup.load_config("retinanet_tiny", device="cpu", options=options)
+    assert cfg.MODEL.META_ARCHITECTURE == "RankingRetinaNet"
+    assert cfg.MODEL.RANKING.LOSS == "bap"
+
+
+def test_a_config_file_of_the_users_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("MODEL:\n  META_ARCHITECTURE: RetinaNet\n")
+    assert setup.load_config(str(path), device="cpu").MODEL.META_ARCHITECTURE == "RetinaNet"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": "retinanet_tyni"}, "did you mean retinanet_tiny"),
+        ({"loss": "brss"}, "no loss called 'brss'; choose one of score, ap"),
+        ({"options": ["SOLVER.BASE_LR"]}, "pairs KEY VALUE"),
+        ({"options": ["SOLVER.BASELR", "1"]}, "did you mean SOLVER.BASE_LR"),
+        ({"options": ["SOLVER.MAX_ITER", "many"]}, "SOLVER.MAX_ITER cannot take 'many'"),
+        ({"device": "cuda:97"}, "'cuda:97' cannot be used here"),
+        ({"device": "abacus"}, "'abacus' cannot be used here"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_told_in_a_sentence(arguments, message):
+    with pytest.raises(BucketRankError, match=message):
+        setup.load_config(**{"config": "retinanet_tiny", "device": "cpu", **arguments})
+
+
+def test_a_malformed_config_file_is_told(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("MODEL:\n  NO_SUCH_KEY: 1\n")
+    with pytest.raises(BucketRankError, match="bad.yaml cannot be read"):
+        setup.load_config(str(path), device="cpu")
+
+
+def test_a_config_file_cannot_run_code(tmp_path):
+    path = tmp_path / "evil.yaml"
+    path.write_text('OUTPUT_DIR: !!python/object/apply:os.getcwd []')
+    with pytest.raises(BucketRankError, match="evil.yaml cannot be read"):
+        setup.load_config(str(path), device="cpu")
+
+
+def test_number_of_classes_comes_from_the_data_set(blobs):
+    cfg = get_cfg()
+    add_bucketed_ranking_config(cfg)
+    info, _ = setup.configure_datasets(cfg, *setup.choose_datasets(cfg, blobs, None, None))
+    assert info.class_names == ("red", "green", "blue")
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert cfg.DATASETS.TRAIN == ("blobs_train",)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("blobs", "blobs_train", None), "not both"),
+        ((None, "blobs_train", None), "go together"),
+        ((None, None, None), "names no data set"),
+    ],
+)
+def test_contradicting_data_sets_are_told(blobs, names, message):
+    cfg = get_cfg()
+    with pytest.raises(BucketRankError, match=message):
+        setup.choose_datasets(cfg, *names)
