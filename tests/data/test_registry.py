@@ -150,7 +150,7 @@ def test_embedded_splits_are_always_there_and_made_when_asked_for(
     assert {"shapes_train", "shapes_val"} <= set(_names())
     assert registry.split_names("shapes") == ("shapes_train", "shapes_val")
     assert no_shapes == []
-    assert registry.find_dataset("shapes_val").images == home / "shapes-v1" / "val"
+    assert registry.find_dataset("shapes_val").images == registry.shapes_folder() / "val"
     assert no_shapes == ["shapes"]
 
 

@@ -15,23 +15,24 @@ import numpy as np
 CLASSES = ("disc", "tile", "star", "ball", "gear", "crate", "flower", "arrow")
 """Most frequent first. Pairs alike in outline or colour: disc/ball, tile/crate, gear/flower."""
 
-HEAD_TO_TAIL = 12.0
+HEAD_TO_TAIL = 6.0
 """How many times more often the first class is drawn than the last; geometric in between."""
 
 _HUES = {
-    "disc": 0.02,
-    "ball": 0.04,
+    "disc": 0.00,
+    "ball": 0.05,
     "tile": 0.60,
-    "crate": 0.57,
-    "gear": 0.12,
-    "flower": 0.90,
+    "crate": 0.50,
+    "gear": 0.75,
+    "flower": 0.88,
     "star": 0.15,
-    "arrow": 0.36,
+    "arrow": 0.35,
 }
+_LIGHT_PATTERNS = ("disc", "ball", "gear", "arrow")
 _SIDES = (160, 176, 192, 208, 224, 240, 256)
 _SUPERSAMPLING = 4
 _SUBPIXEL_BITS = 4
-_MIN_KEPT_WHEN_PLACING = 0.4
+_MIN_KEPT_WHEN_PLACING = 0.5
 _MIN_VISIBLE = 0.2
 _MIN_AREA = 64
 
@@ -88,7 +89,7 @@ def draw_scene(dice: Dice) -> tuple[np.ndarray, list[SceneObject]]:
     """
     height, width = (_SIDES[dice.integer(0, len(_SIDES) - 1)] for _ in range(2))
     canvas = _background(dice, height, width)
-    for _ in range(dice.integer(3, 7)):
+    for _ in range(dice.integer(2, 5)):
         _distractor(dice, canvas)
 
     owner = np.full((height, width), -1, np.int16)
@@ -104,7 +105,7 @@ def draw_scene(dice: Dice) -> tuple[np.ndarray, list[SceneObject]]:
         owner[patch.rows, patch.columns][patch.solid] = len(categories)
         categories.append(category)
         full_areas.append(area)
-        if dice.chance(0.12):
+        if dice.chance(0.08):
             _bar_in_front(dice, canvas, owner)
 
     objects = []
@@ -153,7 +154,7 @@ def _place(
     """Finds a spot where most of the object is in the picture and hides no other one too much."""
     height, width = owner.shape
     for _ in range(10):
-        radius = 0.5 * math.exp(dice.uniform(math.log(27), math.log(96)))
+        radius = 0.5 * math.exp(dice.uniform(math.log(30), math.log(96)))
         center = dice.uniform(0, width), dice.uniform(0, height)
         outline = _OUTLINES[CLASSES[category]]()
         patch, area = _rasterise(dice, outline, center, radius, owner.shape, _TURN[category])
@@ -185,7 +186,7 @@ def _rasterise(
         outline, the part outside the picture included.
     """
     angle = dice.uniform(-turn, turn)
-    stretch = math.exp(dice.uniform(-0.13, 0.13))
+    stretch = math.exp(dice.uniform(-0.1, 0.1))
     axes = np.array([radius * stretch, radius / stretch])
     cos, sin = math.cos(angle), math.sin(angle)
     points = (outline * axes) @ np.array([[cos, sin], [-sin, cos]]) + np.array(center)
@@ -261,7 +262,7 @@ _OUTLINES: dict[str, Callable[[], np.ndarray]] = {
     "flower": _flower,
     "arrow": _arrow,
 }
-_TURN = tuple(0.7 if name in ("tile", "crate", "arrow", "star") else math.pi for name in CLASSES)
+_TURN = tuple(0.5 if name in ("tile", "crate", "arrow", "star") else math.pi for name in CLASSES)
 
 
 def _color(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -277,14 +278,15 @@ def _any_color(dice: Dice, saturation: tuple[float, float] = (0.1, 0.8)) -> np.n
 
 def _own_color(dice: Dice, name: str) -> np.ndarray:
     """Mostly around the class's hue, now and then any hue: colour helps, but does not decide."""
-    hue = _HUES[name] + dice.uniform(-0.06, 0.06) if dice.chance(0.75) else dice.uniform(0, 1)
+    hue = _HUES[name] + dice.uniform(-0.04, 0.04) if dice.chance(0.88) else dice.uniform(0, 1)
     return _color(hue, dice.uniform(0.55, 0.95), dice.uniform(0.6, 0.98))
 
 
 def _texture(dice: Dice, name: str, patch: _Patch) -> np.ndarray:
     """The object's colours, float32 [h, w, 3] in 0..255."""
     main = _own_color(dice, name)
-    other = main * dice.uniform(0.25, 0.45) if dice.chance(0.5) else 255 - 0.35 * (255 - main)
+    depth = dice.uniform(0.25, 0.4)
+    other = 255 - depth * (255 - main) if name in _LIGHT_PATTERNS else depth * main
     second = _PATTERNS[name](dice, patch.u, patch.v)
     colors = np.where(second[..., None], other, main)
     light = 1.0 + 0.22 * (-patch.u * dice.uniform(-1, 1) - patch.v * dice.uniform(-1, 1))
@@ -359,7 +361,7 @@ def _smooth_field(dice: Dice, height: int, width: int, cell: int) -> np.ndarray:
 
 def _background(dice: Dice, height: int, width: int) -> np.ndarray:
     """Two colours mixed by noise of several sizes, with scratches: float32 [H, W, 3]."""
-    first, second = (_any_color(dice, (0.05, 0.5)) for _ in range(2))
+    first, second = (_any_color(dice, (0.05, 0.35)) for _ in range(2))
     mix = 0.5 + 0.6 * _smooth_field(dice, height, width, 48)
     mix += 0.35 * _smooth_field(dice, height, width, 16)
     canvas = first + np.clip(mix, 0, 1)[..., None] * (second - first)
@@ -379,12 +381,9 @@ def _distractor(dice: Dice, canvas: np.ndarray) -> None:
     center = dice.uniform(0, width), dice.uniform(0, height)
     kind = dice.integer(0, 2)
     if kind == 0:
-        swing = [dice.uniform(-0.22, 0.22) for _ in range(4)]
+        swing, phase = dice.uniform(0.1, 0.25), dice.uniform(0, 6)
         outline = _radial(
-            lambda angles: (
-                0.8 + sum(a * np.sin((k + 2) * angles + 9 * a) for k, a in enumerate(swing))
-            ),
-            64,
+            lambda angles: 0.8 + swing * np.sin(2 * angles) + 0.12 * np.sin(3 * angles + phase), 64
         )
     elif kind == 1:
         outline = _square() * np.array([1.6, dice.uniform(0.15, 0.3)])
@@ -395,8 +394,8 @@ def _distractor(dice: Dice, canvas: np.ndarray) -> None:
     if patch is None:
         return
     name = CLASSES[dice.integer(0, len(CLASSES) - 1)]
-    colors = _own_color(dice, name) if dice.chance(0.5) else _any_color(dice)
-    if dice.chance(0.35):
+    colors = _own_color(dice, name) if dice.chance(0.35) else _any_color(dice)
+    if kind == 1 and dice.chance(0.5):
         pattern = _PATTERNS[name](dice, patch.u, patch.v)
         colors = np.where(pattern[..., None], _any_color(dice), colors)
     _paint(canvas, patch, colors + 12 * dice.field(*patch.u.shape)[..., None], 0.85)
@@ -420,5 +419,5 @@ def _photograph(dice: Dice, canvas: np.ndarray) -> np.ndarray:
     height, width = canvas.shape[:2]
     soft = cv2.GaussianBlur(canvas, (3, 3), dice.uniform(0.4, 0.8))
     light = dice.uniform(0.85, 1.1) * (1 + 0.12 * _smooth_field(dice, height, width, 64))
-    noise = dice.uniform(4, 11) * (dice.field(height, width, 3) + dice.field(height, width, 3))
+    noise = dice.uniform(3, 8) * (dice.field(height, width, 3) + dice.field(height, width, 3))
     return np.clip(np.rint(soft * light[..., None] + noise), 0, 255).astype(np.uint8)

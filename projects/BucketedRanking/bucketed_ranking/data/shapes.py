@@ -23,7 +23,7 @@ from bucketed_ranking.errors import BucketRankError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 SEED = 20240
 NUM_TRAIN = 800
 NUM_VAL = 200
