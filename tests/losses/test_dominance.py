@@ -71,3 +71,14 @@ def test_pairs_are_compared_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(dominance, "_PAIRS_AT_ONCE", 120)
     for found, reference in zip(dominance.compare_pairs(*points, 0.5), expected, strict=True):
         torch.testing.assert_close(found, reference, rtol=1e-15, atol=1e-15)
+
+
+def test_rounding_that_lets_a_stretch_reach_a_third_cell() -> None:
+    # Far from the lowest score, s - delta rounds into one cell and s + delta into the next but one.
+    below, centre, above = 0.43197574615524037, 0.5319757461552403, 0.6319757461542403
+    scores = torch.tensor([-9853.968024253845, below, centre, above, 0.83], dtype=torch.float64)
+    points = (scores, torch.rand(5).double(), torch.rand(2, 5).double())
+    for found, expected in zip(
+        dominance.walk_tree(*points, 0.1), dominance.compare_pairs(*points, 0.1), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -53,7 +53,7 @@ def tools(
     return make_case, evaluate, relative_error
 
 
-@settings(max_examples=2500, deadline=None, derandomize=True)
+@settings(max_examples=3000, deadline=None, derandomize=True)
 @given(
     loss=st.sampled_from(list(LOSSES)),
     delta=st.sampled_from(DELTAS),
@@ -83,7 +83,7 @@ def test_equals_the_definition(
         )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     loss=st.sampled_from(list(LOSSES)),
     delta=st.sampled_from(DELTAS),
