@@ -24,6 +24,7 @@ from torch import Tensor
 from .definition import ALRP_MIN_FALSE_POSITIVES
 from .dominance import dominance_sums
 from .relations import LocalisationTerm, RankingTerm, interpolate, own_relation
+from .search import count_below
 
 
 class Histogram(NamedTuple):
@@ -92,13 +93,12 @@ class Bins:
 
     def locate(self, logits: Tensor) -> Located:
         """Bins of logits [N] of the positives' type. Overwrites ``logits``."""
-        if self.delta == 0:
-            bins = torch.searchsorted(self.edges, logits, right=True, out_int32=True)
-            return Located(bins, torch.zeros_like(logits))
-        # Beyond the outermost borders every logit is alike; this makes infinite ones harmless.
+        # Above the last border every logit is alike; this makes infinite ones harmless.
         top = torch.nextafter(self.edges[-1], self.edges.new_tensor(torch.inf))
-        logits.clamp_(self.edges[0], top)
-        bins = torch.searchsorted(self.edges, logits, out_int32=True)
+        logits.clamp_(max=top)
+        bins = count_below(self.edges, logits, inclusive=self.delta == 0)
+        if self.delta == 0:
+            return Located(bins, torch.zeros_like(logits))
         below = torch.cat([self.edges[:1], self.edges])
         return Located(bins, logits.sub_(below.index_select(0, bins)))
 
