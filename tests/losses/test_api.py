@@ -1,5 +1,7 @@
 """The public functions and ``RankingLoss``: what holds for every objective and algorithm."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +70,30 @@ def test_no_positives_give_zero_on_a_connected_graph(
     assert not result.losses.any()
     assert result.grad.shape == (negatives + 2,)
     assert not result.grad.any()
+
+
+@EVERY_NAME
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (4, 0)])
+def test_no_logits_at_all_give_zero(name: str, shape: tuple[int, ...]) -> None:
+    logits, loss = torch.zeros(shape, requires_grad=True), RankingLoss(name)
+    boxes = torch.zeros(0) if loss.objective == "alrp" else None
+    losses = loss(logits, torch.zeros(shape), boxes)
+    sum(losses.values()).backward()
+    assert not torch.stack(list(losses.values())).any()
+    assert logits.grad.shape == shape
+    none = torch.zeros(0, dtype=torch.int64)
+    rows = torch.zeros(shape[0], dtype=torch.bool)
+    assert loss.forward_indexed(logits, none, torch.zeros(0), rows, boxes) == losses
+
+
+@pytest.mark.parametrize("algorithm", ["loop", "exact"])
+def test_box_losses_of_another_type_keep_it(make_case: Callable, algorithm: str) -> None:
+    case = make_case(20, 100, dtype=torch.float32)
+    for dtype in (torch.float16, torch.float64):
+        boxes = case.box_losses.to(dtype).requires_grad_()
+        alrp_loss(case.logits, case.targets, boxes, algorithm=algorithm)[1].backward()
+        assert boxes.grad.dtype == dtype
+        assert boxes.grad.any()
 
 
 @EVERY_LOSS
@@ -350,6 +376,19 @@ def test_whole_number_targets_are_labels() -> None:
     logits = torch.tensor([1.0, 0.5, 2.0, 3.0])
     labels = torch.tensor([1, 0, -1, 1])
     assert ap_loss(logits, labels) == ap_loss(logits, labels.float())
+
+
+@EVERY_NAME
+def test_graph_is_freed_with_its_losses(make_case: Callable, name: str) -> None:
+    case = make_case(20, 100)
+    losses = _indexed(RankingLoss(name), case.logits.requires_grad_(), case)
+    graph = weakref.ref(losses["loss_rank"].grad_fn)
+    gc.disable()
+    try:
+        del losses
+        assert graph() is None
+    finally:
+        gc.enable()
 
 
 def test_no_gradient_is_needed() -> None:

@@ -97,7 +97,8 @@ class _RankingFunction(torch.autograd.Function):
         ranking: Ranking,
     ) -> tuple[Tensor, ...]:
         outcome = _rank(ranking, logits, participants, box_losses)
-        ctx.participants, ctx.outcome = participants, outcome
+        # Not the losses: a graph that held its own outputs would never be freed.
+        ctx.participants, ctx.outcome = participants, outcome._replace(losses=())
         ctx.grad_like = logits.new_empty(0), logits.shape
         recomputes = isinstance(outcome.negative_grad, _RecomputedGrad)
         ctx.save_for_backward(logits if recomputes else None)
@@ -232,7 +233,7 @@ def _relevant_negatives(
     all that follows, and leaving out the others is what makes the losses cheap.
     """
     total, positives, ignored = logits.numel(), participants.positives, participants.ignored
-    stretch = 1 if ignored is None else total // max(1, ignored.numel())
+    stretch = 1 if ignored is None else max(1, total // max(1, ignored.numel()))
     size = total if chunk_size is None else max(1, chunk_size // stretch) * stretch
     for start in range(0, max(1, total), max(1, size)):
         chunk = logits[start : start + size]

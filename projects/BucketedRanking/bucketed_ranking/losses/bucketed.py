@@ -78,7 +78,8 @@ def _make_buckets(positives: Tensor, negatives: Tensor) -> _Buckets:
     means = (sums / sizes.clamp(min=1)).to(positives.dtype)
     # A mean lies between the bucket's two positives; rounding must not carry it past either, or
     # the theorem for delta = 0 would fail on ties.
-    floor, ceiling = ascending.new_tensor([-torch.inf, torch.inf]).chunk(2)
+    ceiling = ascending.new_full((1,), torch.inf)
+    floor = -ceiling
     below = torch.nextafter(ascending, floor)
     means = means.clamp(torch.cat([floor, ascending]), torch.cat([below, ceiling]))
     return _Buckets(member_of, sizes.to(positives.dtype), means)

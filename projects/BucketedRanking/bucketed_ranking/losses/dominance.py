@@ -14,9 +14,9 @@ from torch.nn.functional import pad
 from .relations import relation
 
 CROSSOVER = 256
-"""Up to this many points every pair is compared; beyond it, the tree is faster. Milliseconds for two
-rows of weights in float64 on one CPU core, pairs and tree: 128 points 0.1 and 1.0, 256: 0.2 and 1.3,
-512: 4.8 and 2.1, 1,000: 5.2 and 3.1, 5,000: 101 and 13, 20,000: tree 59."""
+"""Up to this many points every pair is compared; beyond it, the tree is faster. Milliseconds on one
+CPU core, for two rows of weights in float64, pairs and tree: 128 points 0.1 and 1.0, 256 points 0.2
+and 1.3, 512 points 4.8 and 2.1, 1,000 points 5.2 and 3.1, 5,000 points 101 and 13."""
 
 _PAIRS_AT_ONCE = 1 << 18
 

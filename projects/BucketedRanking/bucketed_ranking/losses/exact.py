@@ -94,7 +94,7 @@ class Bins:
     def locate(self, logits: Tensor) -> Located:
         """Bins of logits [N] of the positives' type. Overwrites ``logits``."""
         # Above the last border every logit is alike; this makes infinite ones harmless.
-        top = torch.nextafter(self.edges[-1], self.edges.new_tensor(torch.inf))
+        top = torch.nextafter(self.edges[-1], self.edges.new_full((), torch.inf))
         logits.clamp_(max=top)
         bins = count_below(self.edges, logits, inclusive=self.delta == 0)
         if self.delta == 0:
@@ -240,7 +240,7 @@ def _round_down(borders: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest numbers of ``dtype`` at or below the borders: no logit of that type can tell the
     two apart."""
     edges = borders.to(dtype)
-    lower = torch.nextafter(edges, edges.new_tensor(-torch.inf))
+    lower = torch.nextafter(edges, edges.new_full((), -torch.inf))
     return torch.where(edges.to(borders.dtype) > borders, lower, edges)
 
 
