@@ -100,7 +100,7 @@ def test_a_malformed_config_file_is_told(tmp_path):
 
 def test_a_config_file_cannot_run_code(tmp_path):
     path = tmp_path / "evil.yaml"
-    path.write_text('OUTPUT_DIR: !!python/object/apply:os.getcwd []')
+    path.write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []")
     with pytest.raises(BucketRankError, match="evil.yaml cannot be read"):
         setup.load_config(str(path), device="cpu")
 

@@ -140,6 +140,8 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
             batch_sampler=batches,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=trivial_batch_collator,
+            # Its own, so that starting the loader draws nothing from the training's generator.
+            generator=torch.Generator().manual_seed(cfg.SEED),
         )
     )
 

@@ -1,0 +1,120 @@
+"""Training batches: their order depends on seed and iteration alone, and bad images are skipped."""
+
+import itertools
+
+import pytest
+import torch
+
+from bucketed_ranking.data.catalog import register
+from bucketed_ranking.data.registry import find_dataset
+from bucketed_ranking.engine.data_loader import TrainingBatches, TrainingImages, build_train_loader
+from bucketed_ranking.errors import BucketRankError
+from tests.small_detectors import narrow_config
+
+
+def test_batches_hold_one_group_and_lose_no_index():
+    groups = [0, 1, 0, 1, 0, 0]
+    stream = [0, 1, 2, 3, 4, 5]
+    batches = list(TrainingBatches(stream, groups, batch_size=2))
+    assert batches == [[(0, 0), (2, 2)], [(1, 1), (3, 3)], [(4, 4), (5, 5)]]
+
+
+def test_starting_later_gives_the_rest_of_the_same_batches():
+    groups = [0, 1, 0, 1, 1]
+    stream = list(itertools.chain.from_iterable([[0, 1, 2, 3, 4]] * 4))
+    whole = list(TrainingBatches(stream, groups, batch_size=2))
+    assert list(TrainingBatches(stream, groups, batch_size=2, start=3)) == whole[3:]
+
+
+def loader_config(blobs: str, *options: str):
+    register(f"{blobs}_train")
+    cfg = narrow_config("retinanet_tiny", "brs", "INPUT.MIN_SIZE_TRAIN", "(56, 64, 72)", *options)
+    cfg.DATASETS.TRAIN = (f"{blobs}_train",)
+    cfg.SEED = 5
+    return cfg
+
+
+def first(loader, count: int) -> list[list[dict]]:
+    return list(itertools.islice(loader, count))
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_resumed_loader_yields_the_same_augmented_images(blobs, workers):
+    cfg = loader_config(blobs, "DATALOADER.NUM_WORKERS", workers)
+    whole = first(build_train_loader(cfg), 7)
+    resumed = first(build_train_loader(cfg, start=4), 3)
+    for expected, found in zip(itertools.chain(*whole[4:]), itertools.chain(*resumed), strict=True):
+        assert found["file_name"] == expected["file_name"]
+        assert torch.equal(found["image"], expected["image"])
+        assert torch.equal(
+            found["instances"].gt_boxes.tensor, expected["instances"].gt_boxes.tensor
+        )
+
+
+def test_epochs_are_augmented_anew(blobs):
+    cfg = loader_config(blobs)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for image in itertools.chain(*first(build_train_loader(cfg), 24)):
+        seen.setdefault(image["file_name"], []).append(image["image"])
+    repeated = [images for images in seen.values() if len(images) > 2]
+    assert repeated
+    assert any(not torch.equal(images[0], other) for images in repeated for other in images[1:]
+               if images[0].shape == other.shape) or any(
+        len({tuple(i.shape) for i in images}) > 1 for images in repeated
+    )  # fmt: skip
+
+
+def test_loading_does_not_move_the_random_numbers_of_the_training_process(blobs):
+    cfg = loader_config(blobs)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    first(build_train_loader(cfg), 2)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_an_unreadable_image_is_replaced_by_the_next_and_named():
+    def mapper(dataset_dict):
+        if dataset_dict["file_name"] in ("b.jpg", "c.jpg"):
+            raise OSError("truncated")
+        return {"file_name": dataset_dict["file_name"]}
+
+    images = TrainingImages([{"file_name": f"{name}.jpg"} for name in "abcd"], mapper, seed=0)
+    assert images[(0, 0)] == {"file_name": "a.jpg", "unreadable": []}
+    assert images[(1, 1)] == {"file_name": "d.jpg", "unreadable": ["b.jpg", "c.jpg"]}
+
+
+def test_only_unreadable_images_is_an_error():
+    def mapper(dataset_dict):
+        raise OSError("truncated")
+
+    images = TrainingImages([{"file_name": "a.jpg"}], mapper, seed=0)
+    with pytest.raises(BucketRankError, match="None of the 1 training images can be read"):
+        images[(0, 0)]
+
+
+def test_an_image_that_breaks_after_registration_is_skipped_and_counted(blobs, tmp_path):
+    cfg = loader_config(blobs)
+    folder = find_dataset("blobs_train").images
+    victim = folder / "005.jpg"
+    original = victim.read_bytes()
+    try:
+        victim.write_bytes(original[:300])
+        loader = build_train_loader(cfg)
+        names = {image["file_name"] for image in itertools.chain(*first(loader, 24))}
+    finally:
+        victim.write_bytes(original)
+    assert loader.unreadable == {str(victim)}
+    assert str(victim) not in names
+    assert len(names) == 11
+
+
+def test_an_unknown_sampler_is_told(blobs):
+    cfg = loader_config(blobs, "DATALOADER.SAMPLER_TRAIN", "NoSampler")
+    with pytest.raises(BucketRankError, match="use TrainingSampler or RepeatFactorTrainingSampler"):
+        build_train_loader(cfg)
+
+
+def test_repeat_factor_sampling_repeats_rare_classes(blobs):
+    cfg = loader_config(blobs, "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    assert len(first(build_train_loader(cfg), 3)) == 3

@@ -1,0 +1,92 @@
+"""Evaluation: known detections give known AP; the drawn threshold is the best one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from bucketed_ranking.data.catalog import register
+from bucketed_ranking.engine.evaluation import best_f1_threshold, evaluate_model, write_results
+from tests.small_detectors import narrow_config
+
+
+class Oracle(nn.Module):
+    """Finds every object; where `also_wrong`, one box a picture more, at a lower score."""
+
+    def __init__(self, dataset: str, also_wrong: bool = False, silent: bool = False):
+        super().__init__()
+        self.also_wrong, self.silent = also_wrong, silent
+        self.truth = {d["image_id"]: d["annotations"] for d in DatasetCatalog.get(dataset)}
+
+    def forward(self, batch):
+        outputs = []
+        for inputs in batch:
+            annotations = [] if self.silent else self.truth[inputs["image_id"]]
+            boxes = torch.tensor([a["bbox"] for a in annotations]).reshape(-1, 4).float()
+            boxes[:, 2:] += boxes[:, :2]
+            classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.long)
+            scores = torch.full((len(annotations),), 0.8)
+            if self.also_wrong:
+                boxes = torch.cat([boxes, torch.tensor([[0.0, 0.0, 3.0, 3.0]])])
+                classes, scores = (
+                    torch.cat([classes, classes[:1]]),
+                    torch.cat([scores, scores[:1] / 2]),
+                )
+            found = Instances((inputs["height"], inputs["width"]))
+            found.pred_boxes, found.pred_classes, found.scores = Boxes(boxes), classes, scores
+            outputs.append({"instances": found})
+        return outputs
+
+
+@pytest.fixture
+def val(blobs):
+    return register(f"{blobs}_val").name
+
+
+def test_perfect_detections_score_100(val, tmp_path):
+    cfg = narrow_config("retinanet_tiny", "brs")
+    results = evaluate_model(cfg, Oracle(val), val, tmp_path)["bbox"]
+    assert results["AP"] == pytest.approx(100)
+    assert set(results["per_class"]) == set(MetadataCatalog.get(val).thing_classes)
+    assert all(ap == pytest.approx(100) for ap in results["per_class"].values())
+    assert math.isnan(results["APl"]), "there is no large object"
+    assert (tmp_path / "coco_instances_results.json").is_file()
+
+
+def test_the_threshold_leaves_out_the_wrong_boxes(val, tmp_path):
+    cfg = narrow_config("retinanet_tiny", "brs")
+    results = evaluate_model(cfg, Oracle(val, also_wrong=True), val, tmp_path)["bbox"]
+    assert results["score_threshold"] == pytest.approx(0.8)
+
+
+def test_no_detection_at_all_is_ap_0(val, tmp_path):
+    cfg = narrow_config("retinanet_tiny", "brs")
+    results = evaluate_model(cfg, Oracle(val, silent=True), val, tmp_path)["bbox"]
+    assert results["AP"] == results["AP50"] == 0
+
+
+def test_best_f1_threshold_worked_out_by_hand():
+    recall = np.array([0.5, 1.0])
+    # F1 is 2/3 at 0.9 (precision 1, recall 1/2) and 0.9 (about) at 0.3 (precision 0.82, recall 1).
+    precision, scores = np.array([[1.0], [0.82]]), np.array([[0.9], [0.3]])
+    assert best_f1_threshold(precision, scores, recall) == pytest.approx(0.3)
+    # With precision 0.4 at full recall the higher threshold wins: F1 0.57 against 0.67.
+    precision = np.array([[1.0], [0.4]])
+    assert best_f1_threshold(precision, scores, recall) == pytest.approx(0.9)
+
+
+def test_best_f1_threshold_without_detections_is_unknown():
+    nothing = np.zeros((2, 1))
+    assert math.isnan(best_f1_threshold(nothing, nothing, np.array([0.5, 1.0])))
+    assert math.isnan(best_f1_threshold(nothing - 1, nothing, np.array([0.5, 1.0])))
+
+
+def test_results_are_json_with_null_for_nan(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_results(path, {"AP": float("nan"), "list": [1.0, float("nan")]})
+    assert path.read_text() == '{\n  "AP": null,\n  "list": [\n    1.0,\n    null\n  ]\n}\n'
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,180 @@
+"""Whole runs: what they leave, interruption and resuming, divergence, refusals."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from bucketed_ranking.engine import hooks, runs, setup
+from bucketed_ranking.engine.trainer import Trainer
+from bucketed_ranking.errors import BucketRankError
+from tests.small_detectors import NARROW
+
+
+def run_config(output: Path, *options: str, detector: str = "retinanet_tiny", loss: str = "brs"):
+    fixed = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.WARMUP_ITERS", "2"]
+    cfg = setup.load_config(detector, loss=loss, device="cpu", options=[*NARROW, *fixed, *options])
+    setup.configure_datasets(cfg, "blobs_train", "blobs_val")
+    cfg.OUTPUT_DIR = str(output)
+    cfg.SEED = 11
+    return cfg
+
+
+def weights_of(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "model_final.pth", weights_only=True)["model"]
+
+
+@pytest.mark.usefixtures("blobs")
+def test_a_run_leaves_everything_that_is_needed_later(tmp_path):
+    cfg = run_config(tmp_path / "run", "SOLVER.MAX_ITER", "12")
+    results = runs.train(cfg)
+    run_dir = tmp_path / "run"
+    assert runs.is_run(run_dir)
+    assert runs.is_finished(run_dir, 12)
+    assert not runs.is_finished(run_dir, 13)
+    record = runs.read_json(run_dir / runs.RECORD)
+    assert record["state"] == "finished"
+    assert record["iterations"] == 12
+    assert record["seed"] == 11
+    assert record["class_names"] == ["red", "green", "blue"]
+    assert record["category_ids"] == [2, 5, 9]
+    assert results == runs.read_json(run_dir / runs.RESULTS)
+    assert 0 <= results["bbox"]["AP"] <= 100
+    assert results["seconds_per_iteration"] > 0
+    assert set(results["final_losses"]) == {"loss_rank", "loss_sort", "loss_box_reg"}
+    lines = [json.loads(line) for line in (run_dir / "metrics.json").read_text().splitlines()]
+    assert any("loss_rank" in line for line in lines)
+    assert any("bbox/AP" in line for line in lines)
+    assert "Environment" in (run_dir / "log.txt").read_text()
+    assert list(run_dir.glob("events.out.tfevents*"))
+
+
+@pytest.mark.usefixtures("blobs")
+@pytest.mark.parametrize(
+    ("detector", "loss"),
+    [("retinanet_tiny", "brs"), ("retinanet_tiny", "score"), ("faster_rcnn_tiny", "score")],
+)
+def test_resuming_continues_to_the_same_result(tmp_path, detector, loss, monkeypatch):
+    how = {"detector": detector, "loss": loss}
+    runs.train(run_config(tmp_path / "whole", **how))
+
+    # The same run, killed after its fifth step: the checkpoint of the third is the newest.
+    step = Trainer.run_step
+
+    def killed(self):
+        if self.iter == 4:
+            raise RuntimeError("power cut")
+        step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", killed)
+    with pytest.raises(RuntimeError, match="power cut"):
+        runs.train(run_config(tmp_path / "cut", **how))
+    monkeypatch.undo()
+    assert runs.read_json(tmp_path / "cut" / runs.RECORD)["state"] == "failed"
+    runs.train(run_config(tmp_path / "cut", **how), resume=True)
+
+    expected, found = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    for name, value in expected.items():
+        # Not bit by bit: TorchScript compiles Detectron2's focal loss anew after its first calls.
+        difference = (found[name] - value).abs().max().item()
+        assert difference <= 1e-6 * (1 + value.abs().max().item()), (name, difference)
+    whole, cut = (
+        runs.read_json(tmp_path / name / runs.RESULTS)["bbox"] for name in ("whole", "cut")
+    )
+    assert cut == whole
+    iterations = [
+        json.loads(line)["iteration"]
+        for line in (tmp_path / "cut" / "metrics.json").read_text().splitlines()
+    ]
+    assert iterations == sorted(iterations)
+
+
+@pytest.mark.usefixtures("blobs")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_a_checkpoint_to_resume_from(tmp_path, monkeypatch, number):
+    step = Trainer.run_step
+
+    def interrupted(self):
+        step(self)
+        if self.iter == 1:
+            os.kill(os.getpid(), number)
+
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(Trainer, "run_step", interrupted)
+    with pytest.raises(hooks.TrainingInterruptedError) as stop:
+        runs.train(run_config(tmp_path / "run"))
+    assert stop.value.iteration == 1
+    assert {n: signal.getsignal(n) for n in handlers} == handlers
+    assert (tmp_path / "run" / "model_0000001.pth").is_file()
+    assert runs.read_json(tmp_path / "run" / runs.RECORD)["state"] == "interrupted"
+    monkeypatch.undo()
+    runs.train(run_config(tmp_path / "run"), resume=True)
+    assert runs.is_finished(tmp_path / "run", 6)
+
+
+@pytest.mark.usefixtures("blobs")
+def test_a_run_that_was_trained_but_not_evaluated_is_evaluated(tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("evaluation broke")
+
+    monkeypatch.setattr("bucketed_ranking.engine.trainer.evaluate_model", fails)
+    with pytest.raises(RuntimeError, match="evaluation broke"):
+        runs.train(run_config(tmp_path / "run"))
+    monkeypatch.undo()
+    assert not runs.is_finished(tmp_path / "run", 6)
+    results = runs.train(run_config(tmp_path / "run"), resume=True)
+    assert results["bbox"]["AP"] is not None
+
+
+@pytest.mark.usefixtures("blobs")
+def test_divergence_is_one_sentence_and_keeps_the_log(tmp_path):
+    cfg = run_config(tmp_path / "run", "SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0")
+    with pytest.raises(BucketRankError, match=r"Training diverged at iteration \d+: .*BASE_LR"):
+        runs.train(cfg)
+    assert runs.read_json(tmp_path / "run" / runs.RECORD)["state"] == "diverged"
+    assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("blobs")
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(BucketRankError, match="is not empty; add --resume"):
+        runs.train(run_config(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.usefixtures("blobs")
+def test_resuming_what_is_not_there_or_another_run_is_refused(tmp_path):
+    with pytest.raises(BucketRankError, match="no run to resume"):
+        runs.train(run_config(tmp_path / "none"), resume=True)
+    runs.train(run_config(tmp_path / "run", "SOLVER.MAX_ITER", "1"))
+    before = sorted(p.name for p in (tmp_path / "run").iterdir())
+    with pytest.raises(BucketRankError, match=r"LOSS 'brs', not 'bap'"):
+        runs.train(run_config(tmp_path / "run", loss="bap"), resume=True)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
+
+
+def test_the_seed_of_a_run_stays_its_own(tmp_path):
+    cfg = setup.load_config("retinanet_tiny", device="cpu")
+    runs.choose_seed(cfg, None)
+    assert cfg.SEED >= 0
+    runs.choose_seed(cfg, 7)
+    assert cfg.SEED == 7
+    cfg.OUTPUT_DIR = str(tmp_path)
+    (tmp_path / runs.RECORD).write_text('{"seed": 42}')
+    (tmp_path / "config.yaml").write_text("")
+    runs.choose_seed(cfg, None, resume=True)
+    assert cfg.SEED == 42
+    with pytest.raises(BucketRankError, match="started with seed 42, not 7"):
+        runs.choose_seed(cfg, 7, resume=True)
+
+
+def test_more_gpus_than_there_are_is_told(tmp_path):
+    cfg = setup.load_config("retinanet_tiny", device="cpu")
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    with pytest.raises(BucketRankError, match="--num-gpus is 64"):
+        runs.train(cfg, num_gpus=64)
+    assert not (tmp_path / "run").exists()
