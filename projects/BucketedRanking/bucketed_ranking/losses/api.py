@@ -39,7 +39,7 @@ def ap_loss(
 ) -> Tensor:
     """Average Precision loss: the mean over the positives of the share of negatives ranked above.
 
-    Chen et al., "Towards Accurate One-Stage Object Detection with AP-Loss", CVPR 2019 (eq. 5-9);
+    Chen et al., "Towards Accurate One-Stage Object Detection with AP-Loss", CVPR 2019;
     bucketed: Yavuz et al., ECCV 2024 (section 4).
 
     Args:
@@ -75,7 +75,7 @@ def rank_sort_loss(
     """Rank & Sort loss: positives above negatives, and positives in the order of their qualities.
 
     Oksuz et al., "Rank & Sort Loss for Object Detection and Instance Segmentation", ICCV 2021
-    (eq. 6-10); bucketed: Yavuz et al., ECCV 2024 (section 4).
+    (eq. 7 and 8); bucketed: Yavuz et al., ECCV 2024 (section 4).
 
     Args:
         logits: any shape, floating point; one ranking runs over all of them.
@@ -111,7 +111,7 @@ def alrp_loss(
     """Average Localisation-Recall-Precision loss: one ranking for both tasks of a detector.
 
     Oksuz et al., "A Ranking-based, Balanced Loss Function Unifying Classification and Localisation
-    in Object Detection", NeurIPS 2020 (eq. 9-12).
+    in Object Detection", NeurIPS 2020.
 
     Args:
         logits: any shape, floating point; one ranking runs over all of them.

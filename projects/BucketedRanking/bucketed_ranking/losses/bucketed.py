@@ -31,7 +31,7 @@ class _Buckets(NamedTuple):
 def average_precision(
     positives: Tensor, negatives: Tensor, delta: float, interpolated: bool
 ) -> RankingTerm:
-    """BAP: AP Loss with negatives bucketed (Yavuz et al., ECCV 2024, section 4.2).
+    """BAP: AP Loss with negatives bucketed (Yavuz et al., ECCV 2024, section 4).
 
     Takes positives' logits [P], P >= 1, and negatives' logits [N]; see ``definition`` for the loss.
     """
@@ -51,7 +51,7 @@ def average_precision(
 def rank_sort(
     positives: Tensor, qualities: Tensor, negatives: Tensor, delta: float
 ) -> tuple[RankingTerm, RankingTerm]:
-    """BRS: RS Loss with negatives bucketed, ranking and sorting part (ECCV 2024, section 4.1).
+    """BRS: RS Loss with negatives bucketed, ranking and sorting part (ECCV 2024, section 4).
 
     Takes positives' logits and qualities [P], P >= 1, and negatives' logits [N]; see ``definition``
     for the loss. The sorting part concerns the positives alone and is not bucketed.

@@ -22,7 +22,7 @@ keeps rounding in a single relation from deciding whether there is a gradient.""
 def average_precision(
     positives: Tensor, negatives: Tensor, delta: float, interpolated: bool
 ) -> RankingTerm:
-    """AP Loss: the mean over the positives of NFP_i / rank_i (Chen et al., TPAMI 2020, eq. 5-9).
+    """AP Loss: the mean over the positives of NFP_i / rank_i (Chen et al., CVPR 2019).
 
     With ``interpolated``, a positive's error is the least among those that score no higher: 1 - the
     interpolated precision.
@@ -50,7 +50,7 @@ def average_precision(
 def localisation_recall_precision(
     positives: Tensor, box_losses: Tensor, negatives: Tensor, delta: float
 ) -> tuple[RankingTerm, LocalisationTerm]:
-    """aLRP Loss: classification and localisation part (Oksuz et al., NeurIPS 2020, eq. 9-12).
+    """aLRP Loss: classification and localisation part (Oksuz et al., NeurIPS 2020).
 
     ``box_losses`` [P] are the positives' box regression losses r_i in [0, 1]. The classification
     part's gradient of a positive counts the box losses of the positives ranked above it.
@@ -85,7 +85,7 @@ def localisation_recall_precision(
 def rank_sort(
     positives: Tensor, qualities: Tensor, negatives: Tensor, delta: float
 ) -> tuple[RankingTerm, RankingTerm]:
-    """RS Loss: ranking and sorting part (Oksuz et al., ICCV 2021, eq. 6-10).
+    """RS Loss: ranking and sorting part (Oksuz et al., ICCV 2021, eq. 7 and 8).
 
     ``qualities`` [P] in (0, 1] say in which order the positives should stand.
     """
