@@ -17,7 +17,7 @@ RANKING_KEYS = {
 def test_every_shipped_config_loads_with_every_kind_of_loss(name):
     for loss in ("score", "brs", "ap-exact"):
         cfg = setup.load_config(name, loss=loss, device="cpu")
-        assert cfg.MODEL.RANKING.LOSS == loss
+        assert loss == cfg.MODEL.RANKING.LOSS
         assert not cfg.MODEL.RANKING.RECIPE, "the recipe is applied once and emptied"
 
 
@@ -31,7 +31,7 @@ def test_recipes_of_the_papers_apply_to_ranking_losses_only(name):
     architecture, coder, learning_rate = RANKING_KEYS[name]
     ranking = setup.load_config(name, loss="brs", device="cpu")
     assert architecture == ranking.MODEL.META_ARCHITECTURE
-    assert ranking.SOLVER.BASE_LR == learning_rate
+    assert learning_rate == ranking.SOLVER.BASE_LR
     key = "RETINANET" if "retinanet" in name else "RPN"
     assert tuple(ranking.MODEL[key].BBOX_REG_WEIGHTS) == coder
     score = setup.load_config(name, loss="score", device="cpu")
@@ -94,14 +94,14 @@ def test_what_a_user_gets_wrong_is_told_in_a_sentence(arguments, message):
 def test_a_malformed_config_file_is_told(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("MODEL:\n  NO_SUCH_KEY: 1\n")
-    with pytest.raises(BucketRankError, match="bad.yaml cannot be read"):
+    with pytest.raises(BucketRankError, match=r"bad\.yaml cannot be read"):
         setup.load_config(str(path), device="cpu")
 
 
 def test_a_config_file_cannot_run_code(tmp_path):
     path = tmp_path / "evil.yaml"
     path.write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []")
-    with pytest.raises(BucketRankError, match="evil.yaml cannot be read"):
+    with pytest.raises(BucketRankError, match=r"evil\.yaml cannot be read"):
         setup.load_config(str(path), device="cpu")
 
 

@@ -28,9 +28,6 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # `apply_ranking_recipe`, which empties it.
     cfg.MODEL.RANKING.RECIPE = CfgNode(new_allowed=True)
 
-    # "SGD", as Detectron2 has it, or "AdamW".
-    cfg.SOLVER.OPTIMIZER = "SGD"
-
     # Channels of the stages res2..res5 of the small_resnet_fpn backbone, and the number of basic
     # blocks in each; the stem has the channels of the first. Neighbouring stages must differ.
     cfg.MODEL.SMALL_RESNET = CfgNode()

@@ -2,5 +2,6 @@
 
 import logging
 
-# Warns, where a CUDA toolkit is installed without a GPU, about something nobody asked for.
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+# Torch's own, which a user can do nothing about: a CUDA toolkit without a GPU, a renamed function.
+for name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):
+    logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,6 +1,9 @@
 """COCO evaluation of a detector on a registered data set."""
 
+import contextlib
+import io
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -79,7 +84,10 @@ def evaluate_model(
     """
     loader = build_detection_test_loader(cfg, dataset, mapper=DatasetMapper(cfg, is_train=False))
     evaluator = DetectionEvaluator(dataset, output_dir=str(output_dir))
-    results = inference_on_dataset(model, loader, evaluator)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # pycocotools prints its own table
+        results = inference_on_dataset(model, loader, evaluator)
+    logger.info("COCO evaluation of %s:\n%s", dataset, printed.getvalue())
     return {task: _tidy(metrics) for task, metrics in results.items()}
 
 

@@ -247,6 +247,15 @@ def _git_commit() -> str | None:
     return described.stdout.strip()
 
 
+def _concerns_the_user(record: logging.LogRecord) -> bool:
+    """Whether a warning belongs on the terminal and not in the log alone.
+
+    Exceptions reach the user as one sentence. Detectron2 warns of what is normal here, such as
+    category ids that are not 1, 2, 3, ...; what it warns of in loading weights matters.
+    """
+    return record.exc_info is None and not record.name.startswith("detectron2")
+
+
 @contextmanager
 def run_logging(output: Path) -> Iterator[None]:
     """Log to `output`/log.txt, and warnings to the terminal, while the context lasts."""
@@ -255,14 +264,11 @@ def run_logging(output: Path) -> Iterator[None]:
     file.setFormatter(
         logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
     )
-    handlers: list[logging.Handler] = [file]
-    if comm.is_main_process():
-        terminal = logging.StreamHandler()
-        terminal.setLevel(logging.WARNING)
-        terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        # An exception reaches the user as one sentence; its traceback belongs in the log.
-        terminal.addFilter(lambda record: record.exc_info is None)
-        handlers.append(terminal)
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.WARNING if comm.is_main_process() else logging.CRITICAL)
+    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    terminal.addFilter(_concerns_the_user)
+    handlers = [file, terminal]
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     warnings = logging.getLogger("py.warnings")
     logging.captureWarnings(True)

@@ -4,14 +4,11 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from rich.console import Console
 
-from ..errors import BucketRankError
 from .checkpoint import SafeCheckpointer
 from .data_loader import build_train_loader
 from .evaluation import evaluate_model
@@ -48,29 +45,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         return build_train_loader(cfg)
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model):
-        """The optimizer of SOLVER.OPTIMIZER, with Detectron2's parameter groups and clipping.
-
-        Raises:
-            BucketRankError: SOLVER.OPTIMIZER is neither SGD nor AdamW.
-        """
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "AdamW":
-            raise BucketRankError(
-                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose SGD or AdamW."
-            )
-        parameters = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return optimizer(parameters, cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
     @classmethod
     def test(cls, cfg: CfgNode, model, evaluators=None) -> dict[str, Any]:
