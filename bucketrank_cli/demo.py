@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, number, percent
+from .options import ConfigOptions, Device, number, percent, say
 
 LOSSES = ("brs", "score")
 
@@ -37,12 +37,10 @@ def demo(
             number(result["seconds_per_iteration"], 3),
             number(result["loss_ms_per_iteration"], 1),
         )
-    console = Console()
-    console.print(table)
+    Console().print(table)
     picture = job.draw_comparison(LOSSES, output)
-    console.print(f"Detections beside the ground truth: {picture}", highlight=False)
-    console.print(
+    say(f"Detections beside the ground truth: {picture}")
+    say(
         "Next: your own data, `bucketrank dataset add NAME --json F --images D --val-fraction 0.2`"
-        " and `bucketrank train retinanet_tiny --dataset NAME`.",
-        highlight=False,
+        " and `bucketrank train retinanet_tiny --dataset NAME`."
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, print_results
+from .options import ConfigOptions, Device, print_results, say
 
 
 def evaluate(
@@ -27,8 +27,6 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure COCO AP of a trained detector on a data set."""
-    from rich.console import Console
-
     from bucketed_ranking.environment import require_detectron2
 
     require_detectron2("Evaluation")
@@ -38,8 +36,7 @@ def evaluate(
         source, dataset, weights=weights, device=device, options=options or []
     )
     folder = output or inference.default_output(detector, name)
-    console = Console()
-    console.print(f"Evaluating {detector.weights} on {name}", highlight=False)
+    say(f"Evaluating {detector.weights} on {name}")
     results = inference.evaluate(detector, name, folder)
     print_results(results)
-    console.print(f"Written to {folder / 'results.json'}", highlight=False)
+    say(f"Written to {folder / 'results.json'}")

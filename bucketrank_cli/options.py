@@ -16,6 +16,13 @@ ConfigOptions = Annotated[
 ]
 
 
+def say(sentence: str) -> None:
+    """Print a sentence, left whole however narrow the terminal is."""
+    from rich.console import Console
+
+    Console().print(sentence, soft_wrap=True, highlight=False, markup=False)
+
+
 def print_results(results: dict[str, Any]) -> None:
     """Print AP, in percent, of every task and class as a table."""
     from rich.console import Console

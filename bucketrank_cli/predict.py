@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device
+from .options import Device, say
 
 
 def predict(
@@ -24,8 +24,6 @@ def predict(
     device: Device = None,
 ) -> None:
     """Detect objects in pictures: draw them, and write COCO results."""
-    from rich.console import Console
-
     from bucketed_ranking.environment import require_detectron2
 
     require_detectron2("Prediction")
@@ -36,19 +34,17 @@ def predict(
     threshold = score_threshold
     if threshold is None:
         threshold = inference.best_threshold(detector.run_dir)
-    console = Console()
-    console.print(f"Keeping detections that score {threshold:.2f} or more", highlight=False)
+    say(f"Keeping detections that score {threshold:.2f} or more")
     report = inference.predict(
         detector,
         files,
         out,
         score_threshold=threshold,
-        on_image=lambda path, count: console.print(f"{path}: {count} objects", highlight=False),
+        on_image=lambda path, count: say(f"{path}: {count} objects"),
     )
     for path, reason in report["unreadable"].items():
-        console.print(f"[yellow]Skipped {path}: {reason}[/yellow]", highlight=False)
-    console.print(
+        say(f"Skipped {path}: {reason}")
+    say(
         f"{len(files) - len(report['unreadable'])} pictures with "
-        f"{len(report['predictions'])} objects, and predictions.json, are in {out}",
-        highlight=False,
+        f"{len(report['predictions'])} objects, and predictions.json, are in {out}"
     )

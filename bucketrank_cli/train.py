@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, print_results
+from .options import ConfigOptions, Device, print_results, say
 
 
 def train(
@@ -39,37 +39,32 @@ def train(
     device: Device = None,
 ) -> None:
     """Train a detector with a ranking loss and evaluate it."""
-    from rich.console import Console
-
     from bucketed_ranking.environment import require_detectron2
 
     require_detectron2("Training")
     from bucketed_ranking.engine import runs, setup
 
-    console = Console()
     cfg = setup.load_config(config, loss=loss, options=options or [], device=device)
     names = setup.choose_datasets(cfg, dataset, train_split, val_split)
     info, _ = setup.configure_datasets(cfg, *names)
     cfg.OUTPUT_DIR = str(output or setup.default_output(config, cfg))
     if resume and runs.is_finished(Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER):
-        console.print(f"The run in {cfg.OUTPUT_DIR} is finished: there is nothing left to do.")
+        say(f"The run in {cfg.OUTPUT_DIR} is finished: there is nothing left to do.")
         print_results(runs.read_json(Path(cfg.OUTPUT_DIR) / runs.RESULTS))
         return
     runs.choose_seed(cfg, seed, resume)
-    console.print(
+    say(
         f"Training {Path(config).stem} with {cfg.MODEL.RANKING.LOSS} on {names[0]} "
         f"({info.num_images} images, {info.num_annotations} boxes, {info.num_classes} classes), "
-        f"device {cfg.MODEL.DEVICE}, seed {cfg.SEED}, into {cfg.OUTPUT_DIR}",
-        highlight=False,
+        f"device {cfg.MODEL.DEVICE}, seed {cfg.SEED}, into {cfg.OUTPUT_DIR}"
     )
     try:
         results = runs.train(cfg, resume=resume, num_gpus=num_gpus)
     except runs.TrainingInterruptedError as stop:
-        console.print(
+        say(
             f"Stopped after iteration {stop.iteration}; the checkpoint is saved. The same command "
-            "with --resume goes on from there.",
-            highlight=False,
+            "with --resume goes on from there."
         )
         raise typer.Exit(130) from None
     print_results(results)
-    console.print(f"Everything is in {cfg.OUTPUT_DIR}: results.json, log.txt, metrics.json, ...")
+    say(f"Everything is in {cfg.OUTPUT_DIR}: results.json, log.txt, metrics.json, ...")

@@ -165,10 +165,14 @@ class TrainingInterruptedError(Exception):
 class SaveOnInterrupt(HookBase):
     """On SIGINT or SIGTERM: ends the step, saves a checkpoint, raises TrainingInterruptedError.
 
-    A second SIGINT stops at once.
+    A second signal stops at once. Several processes agree to stop every `period` iterations, so
+    that none waits for another that is gone.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, period: int = 20):
+        self.period = period
 
     def before_train(self) -> None:
         self.received: int | None = None
@@ -180,10 +184,17 @@ class SaveOnInterrupt(HookBase):
         self.received = number
 
     def after_step(self) -> None:
-        if self.received is not None:
+        if self._agreed_to_stop():
             iteration = self.trainer.iter
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
             raise TrainingInterruptedError(iteration)
+
+    def _agreed_to_stop(self) -> bool:
+        if comm.get_world_size() == 1:
+            return self.received is not None
+        if (self.trainer.iter + 1) % self.period:
+            return False
+        return any(comm.all_gather(self.received is not None))
 
     def after_train(self) -> None:
         for number, handler in self.previous.items():

@@ -31,6 +31,7 @@ from .setup import choose_device, load_config, load_run_config, merge_options
 DEFAULT_SCORE_THRESHOLD = 0.3
 # Small pictures are enlarged to this longer side, in pixels, so that their labels can be read.
 _DRAWN_SIDE = 720
+PREDICTIONS = "predictions.json"
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -78,9 +79,14 @@ def load_detector(
         if weights is None:
             raise BucketRankError(f"To use the config {source}, name its weights with --weights.")
         cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    return build_detector(cfg, weights, path if is_run(path) else None)
+
+
+def build_detector(cfg: CfgNode, weights: str, run_dir: Path | None = None) -> Detector:
+    """Build the model of a full config and load all its weights; see :func:`load_detector`."""
     model = build_model(cfg)
     SafeCheckpointer(model).load_all(weights)
-    return Detector(cfg, model.eval(), weights, path if is_run(path) else None)
+    return Detector(cfg, model.eval(), weights, run_dir)
 
 
 def newest_checkpoint(run_dir: Path) -> Path:
@@ -127,7 +133,8 @@ def _one_split(dataset: str) -> str:
 
 def default_output(detector: Detector, dataset: str) -> Path:
     """Where an evaluation goes whose user named no folder."""
-    return (detector.run_dir or Path("runs")) / f"eval-{dataset}"
+    parent = detector.run_dir or Path("runs")
+    return parent / f"eval-{dataset}-{Path(detector.weights).stem}"
 
 
 def evaluate(detector: Detector, dataset: str, output_dir: Path) -> dict[str, Any]:
@@ -187,9 +194,16 @@ def predict(
         score_threshold: detections below are neither drawn nor written.
         on_image: called with each file and the number of objects found in it.
 
+    Raises:
+        BucketRankError: `output_dir` has predictions already.
+
     Returns:
         "predictions": the list; "unreadable": the files that could not be read, and why.
     """
+    if (output_dir / PREDICTIONS).exists():
+        raise BucketRankError(
+            f"There are predictions in {output_dir} already; choose another folder with --out."
+        )
     assert detector.run_dir is not None
     record = read_json(detector.run_dir / RECORD)
     class_names, category_ids = record["class_names"], record["category_ids"]
@@ -214,7 +228,7 @@ def predict(
             result |= {"category_id": category_ids[index], "category": class_names[index]}
             predictions.append({**result, "file_name": str(path)})
         on_image(path, len(instances))
-    write_results(output_dir / "predictions.json", predictions)
+    write_results(output_dir / PREDICTIONS, predictions)
     return {"predictions": predictions, "unreadable": unreadable}
 
 

@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from rich.console import Console
+from torch.multiprocessing import ProcessRaisedException
 
 from ..data.catalog import register
 from ..errors import BucketRankError
@@ -30,6 +31,10 @@ from .trainer import Trainer
 
 RECORD = "run.json"
 RESULTS = "results.json"
+_DIVERGED = (
+    "Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or clip gradients "
+    "(SOLVER.CLIP_GRADIENTS.ENABLED True)."
+)
 _LOGGERS = ("detectron2", "fvcore", "bucketed_ranking")
 
 
@@ -138,7 +143,19 @@ def train(cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1) -> dict[str,
         )
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(cfg.dump())
-    launch(_train_worker, num_gpus, dist_url="auto", args=(cfg, resume))
+    try:
+        launch(_train_worker, num_gpus, dist_url="auto", args=(cfg, resume))
+    except ProcessRaisedException as error:
+        # Several processes: the exception itself stays in the one that raised it.
+        record = read_json(output / RECORD)
+        if record["state"] == "interrupted":
+            raise TrainingInterruptedError(record["iterations"]) from error
+        if record["state"] == "diverged":
+            raise BucketRankError(
+                f"Training diverged at iteration {record['iterations']}; {_DIVERGED} The log is in "
+                f"{output / 'log.txt'}."
+            ) from error
+        raise
     return read_json(output / RESULTS)
 
 
@@ -171,10 +188,8 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
         except FloatingPointError as error:
             record["state"] = "diverged"
             raise BucketRankError(
-                f"Training diverged at iteration {trainer.iter}: {_one_line(error)} Lower "
-                "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or clip gradients "
-                "(SOLVER.CLIP_GRADIENTS.ENABLED True); the log is in "
-                f"{output / 'log.txt'}."
+                f"Training diverged at iteration {trainer.iter}: {_one_line(error)} {_DIVERGED} "
+                f"The log is in {output / 'log.txt'}."
             ) from error
         except (TrainingInterruptedError, KeyboardInterrupt):
             record["state"] = "interrupted"

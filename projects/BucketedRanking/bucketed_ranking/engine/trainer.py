@@ -61,12 +61,9 @@ class Trainer(DefaultTrainer):
         self.step_timer = StepTimer(cfg.MODEL.DEVICE)
         self.loss_timer = LossTimer(self._trainer.model, cfg.MODEL.DEVICE)
         first = [self.step_timer, SeedEachIteration(cfg.SEED), self.loss_timer]
-        # Before the writers, which Detectron2 puts last on the main process.
+        # Detectron2 puts the writers last on the main process: what they write comes before them.
         *middle, last = super().build_hooks()
-        statistics = RankingStatistics(self._trainer.model)
-        if not comm.is_main_process():
-            return [*first, *middle, last, statistics]
-        watch = [statistics, SaveOnInterrupt()]
+        watch: list[hooks.HookBase] = [RankingStatistics(self._trainer.model), SaveOnInterrupt()]
         if self._console is not None:
             title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
             watch.insert(0, ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console))

@@ -1,0 +1,171 @@
+"""`bucketrank train`, `eval`, `predict` and `demo`, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+pytest.importorskip("detectron2", reason="detectron2 is not installed")
+
+from bucketed_ranking.data.registry import add_dataset
+from bucketrank_cli.main import app
+from tests.engine.conftest import write_blobs
+from tests.small_detectors import NARROW
+
+SHORT = [*NARROW, "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def cells(bucketrank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a registered data set `cells` with splits, and of `cells_test`."""
+    root = tmp_path_factory.mktemp("cells")
+    for split, count in (("train", 10), ("val", 5), ("test", 4)):
+        path = write_blobs(root / split, count, seed=count)
+        add_dataset(f"cells_{split}", path, path.parent / "images")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run_dir(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["--dataset", "cells", "--loss", "brs", "--seed", "3", "--output", folder]
+    result = invoke("train", "retinanet_tiny", *arguments, *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "Training retinanet_tiny with brs on cells_train" in result.output
+    assert "bbox AP (%) on cells_val" in result.output
+    return folder
+
+
+def test_train_refuses_to_overwrite(run_dir):
+    result = invoke("train", "retinanet_tiny", "--dataset", "cells", "--output", run_dir, *SHORT)
+    assert result.exit_code == 2
+    assert "is not empty; add --resume" in result.output
+
+
+def test_resume_says_when_nothing_is_left_to_do(run_dir):
+    arguments = ["--dataset", "cells", "--loss", "brs", "--output", run_dir, "--resume", *SHORT]
+    result = invoke("train", "retinanet_tiny", *arguments)
+    assert result.exit_code == 0
+    assert "nothing left to do" in result.output
+
+
+def test_resume_trains_longer_when_asked(cells, tmp_path):
+    arguments = ["train", "retinanet_tiny", "--dataset", "cells", "--loss", "bap",
+                 "--output", tmp_path / "run", *SHORT]  # fmt: skip
+    assert invoke(*arguments).exit_code == 0
+    result = invoke(*arguments, "SOLVER.MAX_ITER", "6", "--resume")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] == 6
+
+
+def test_the_default_folder_names_config_loss_and_data_set(cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("train", "faster_rcnn_tiny", "--train", "cells_train", "--val", "cells_val",
+                    *SHORT, "SOLVER.MAX_ITER", "1")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "runs" / "faster_rcnn_tiny-brs-cells" / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "no_such_config"], "did you mean"),
+        (["train", "retinanet_tiny", "--loss", "no_such_loss"], "choose one of score"),
+        (["train", "retinanet_tiny", "--dataset", "no_such_data"], "no_such_data"),
+        (["train", "retinanet_tiny", "--num-gpus", "64"], "this machine has"),
+        (["eval", "no_such_run"], "no_such_run"),
+        (["eval", "retinanet_tiny"], "name a data set"),
+        (["predict", "no_such_run", "x.jpg", "--out", "out"], "x.jpg"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
+    arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_eval_of_a_run_alone(run_dir):
+    result = invoke("eval", run_dir)
+    assert result.exit_code == 0, result.output
+    written = json.loads((run_dir / "eval-cells_val-model_final" / "results.json").read_text())
+    trained = json.loads((run_dir / "results.json").read_text())
+    assert written["bbox"] == trained["bbox"]
+
+
+def test_eval_on_another_data_set_and_of_a_config_with_weights(run_dir, tmp_path):
+    arguments = ["--dataset", "cells_test", "--output", tmp_path / "a"]
+    assert invoke("eval", run_dir, *arguments).exit_code == 0
+    narrow = [*NARROW, "MODEL.RANKING.LOSS", "brs"]
+    result = invoke(
+        "eval", "retinanet_tiny", "--weights", run_dir / "model_final.pth",
+        "--dataset", "cells_test", "--output", tmp_path / "b", *narrow,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    first, second = (
+        json.loads((tmp_path / name / "results.json").read_text())["bbox"] for name in "ab"
+    )
+    assert first == second
+
+
+def test_eval_on_other_classes_is_refused(run_dir):
+    result = invoke("eval", run_dir, "--dataset", "shapes")
+    assert result.exit_code == 2
+    assert "was trained on red, green, blue" in " ".join(result.output.split())
+
+
+def test_eval_of_another_detectors_weights_is_refused(run_dir, tmp_path):
+    result = invoke(
+        "eval", "faster_rcnn_tiny", "--weights", run_dir / "model_final.pth",
+        "--dataset", "cells_test", "--output", tmp_path, *NARROW,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "of another detector" in result.output
+
+
+def test_predict_draws_and_writes_coco_results(run_dir, cells, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    folder = cells / "test" / "images"
+    result = invoke(
+        "predict", run_dir, folder, tmp_path / "broken.jpg", "--out", tmp_path / "out",
+        "--score-threshold", "0",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "Skipped" in result.output
+    assert "broken.jpg" in result.output
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {p["category_id"] for p in predictions} <= {2, 5, 9}
+    assert {p["category"] for p in predictions} <= {"red", "green", "blue"}
+    assert {p["image_id"] for p in predictions} <= {1, 2, 3, 4}
+    assert all(len(p["bbox"]) == 4 for p in predictions)
+
+
+def test_predict_overwrites_no_picture(run_dir, cells, tmp_path):
+    picture = cells / "test" / "images" / "001.jpg"
+    assert invoke("predict", run_dir, picture, picture, "--out", tmp_path).exit_code == 0
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["001-2.png", "001.png"]
+    result = invoke("predict", run_dir, picture, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "choose another folder with --out" in result.output
+
+
+def test_demo_trains_compares_and_draws(tmp_path):
+    arguments = ["demo", "--output", tmp_path / "demo", *SHORT, "SOLVER.MAX_ITER", "2"]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "AP50" in result.output
+    assert (tmp_path / "demo" / "detections.png").stat().st_size > 10_000
+    results = tmp_path / "demo" / "retinanet_tiny-brs" / "results.json"
+    before = results.stat().st_mtime_ns
+    assert invoke(*arguments).exit_code == 0
+    assert results.stat().st_mtime_ns == before, "a finished run is not run again"
