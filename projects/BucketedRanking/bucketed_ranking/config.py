@@ -16,6 +16,8 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.RANKING.DELTA = None
     # Interpolate the precision of AP. None: as the name says (`ap`, `ap-exact` do, `bap` does not).
     cfg.MODEL.RANKING.INTERPOLATED = None
+    # How many logits an exact loss looks at at once, to bound its working memory. None: all.
+    cfg.MODEL.RANKING.CHUNK_SIZE = None
     # Scale the box loss to the value of the classification loss.
     # None: on for RS and aLRP, off for AP (their papers).
     cfg.MODEL.RANKING.SELF_BALANCE = None

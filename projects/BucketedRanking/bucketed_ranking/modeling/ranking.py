@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import SCORE_LOSS
 from ..criterion import RankingCriterion, positive_rows
+from ..errors import BucketRankError
 from ..losses import LOSS_NAMES, RankingLoss
 
 
@@ -16,15 +17,23 @@ def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
     """The criterion that MODEL.RANKING describes; `weight` scales all its losses.
 
     Raises:
-        ValueError: LOSS is not the name of a ranking loss.
+        BucketRankError: LOSS is not the name of a ranking loss, or an option does not suit it.
     """
     ranking = cfg.MODEL.RANKING
     if ranking.LOSS not in LOSS_NAMES:
-        raise ValueError(
+        raise BucketRankError(
             f"MODEL.RANKING.LOSS is {ranking.LOSS!r}, but a ranking head needs one of "
-            f"{', '.join(LOSS_NAMES)}; for {SCORE_LOSS!r} use Detectron2's own head"
+            f"{', '.join(LOSS_NAMES)}; for {SCORE_LOSS!r} use Detectron2's own head."
         )
-    loss = RankingLoss(ranking.LOSS, delta=ranking.DELTA, interpolated=ranking.INTERPOLATED)
+    try:
+        loss = RankingLoss(
+            ranking.LOSS,
+            delta=ranking.DELTA,
+            interpolated=ranking.INTERPOLATED,
+            chunk_size=ranking.CHUNK_SIZE,
+        )
+    except ValueError as error:
+        raise BucketRankError(f"MODEL.RANKING does not suit {ranking.LOSS!r}: {error}.") from error
     return RankingCriterion(
         loss,
         box_weight=ranking.BOX_LOSS_WEIGHT,
