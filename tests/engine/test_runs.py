@@ -127,6 +127,18 @@ def test_a_run_that_was_trained_but_not_evaluated_is_evaluated(tmp_path, monkeyp
     assert not runs.is_finished(tmp_path / "run", 6)
     results = runs.train(run_config(tmp_path / "run"), resume=True)
     assert results["bbox"]["AP"] is not None
+    assert runs.read_json(tmp_path / "run" / runs.RECORD)["iterations"] == 6
+
+
+@pytest.mark.usefixtures("blobs")
+def test_progress_and_evaluations_on_the_way_are_printed(tmp_path, capsys):
+    runs.train(run_config(tmp_path / "run", "TEST.EVAL_PERIOD", "2"))
+    printed = capsys.readouterr().out
+    assert "after 2 iterations: AP " in printed
+    assert "after 4 iterations: AP " in printed
+    assert "RankingRetinaNet brs 6/6" in printed
+    assert "images/s" in printed
+    assert "rank " in printed
 
 
 @pytest.mark.usefixtures("blobs")

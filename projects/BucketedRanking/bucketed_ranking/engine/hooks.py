@@ -202,7 +202,10 @@ class SaveOnInterrupt(HookBase):
 
 
 class ProgressLine(HookBase):
-    """A live line with iteration, time left, images/s and losses; plain lines off a terminal."""
+    """A live line with iteration, time left, images/s and losses; plain lines off a terminal.
+
+    Every evaluation on the way adds a line of its own.
+    """
 
     plain_interval_s = 30.0
 
@@ -229,6 +232,7 @@ class ProgressLine(HookBase):
     def after_step(self) -> None:
         status = self._status()
         done = self.trainer.iter + 1
+        self._print_evaluation(done)
         self.progress.update(self.task, completed=done, status=status)
         now = time.monotonic()
         due = now - self.printed > self.plain_interval_s or done == self.trainer.max_iter
@@ -244,6 +248,12 @@ class ProgressLine(HookBase):
 
     def after_train(self) -> None:
         self.progress.stop()
+
+    def _print_evaluation(self, done: int) -> None:
+        latest = self.trainer.storage.latest()
+        if latest.get("bbox/AP", (0, None))[1] == self.trainer.iter:
+            found = [f"{name} {latest[f'bbox/{name}'][0]:.1f}" for name in ("AP", "AP50", "AP75")]
+            self.console.print(f"after {done} iterations: {', '.join(found)}", highlight=False)
 
     def _status(self) -> str:
         latest = self.trainer.storage.latest()

@@ -196,7 +196,7 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             raise
         finally:
             record["state"] = "failed" if record["state"] == "training" else record["state"]
-            record["iterations"] = trainer.iter
+            record["iterations"] = min(trainer.iter, trainer.max_iter)
             record["ended"] = _now()
             record["unreadable_images"] = sorted(trainer.unreadable_images)
             write_results(output / RECORD, record)
