@@ -102,6 +102,14 @@ def test_eval_of_a_run_alone(run_dir):
     assert written["bbox"] == trained["bbox"]
 
 
+def test_eval_of_a_run_whose_data_set_is_registered_no_more(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("BUCKETRANK_HOME", str(tmp_path))
+    result = invoke("eval", run_dir, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    trained = json.loads((run_dir / "results.json").read_text())
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["bbox"] == trained["bbox"]
+
+
 def test_eval_on_another_data_set_and_of_a_config_with_weights(run_dir, tmp_path):
     arguments = ["--dataset", "cells_test", "--output", tmp_path / "a"]
     assert invoke("eval", run_dir, *arguments).exit_code == 0

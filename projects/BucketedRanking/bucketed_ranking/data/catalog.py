@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from bucketed_ranking.data.coco import CleanDataset, clean_dataset, describe_dataset
-from bucketed_ranking.data.registry import DatasetEntry, find_dataset
+from bucketed_ranking.data.registry import DatasetEntry, find_dataset, list_datasets
 from bucketed_ranking.errors import BucketRankError
 
 logger = logging.getLogger("bucketed_ranking.data")
@@ -32,7 +32,7 @@ class DatasetInfo:
     evaluator: str = "coco"
 
 
-def register(name: str) -> DatasetInfo:
+def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
     """Registers a data set with Detectron2's catalogs under its name and describes it.
 
     What users registered is cleaned first, and Detectron2 gets the clean JSON: a degenerate box
@@ -40,10 +40,15 @@ def register(name: str) -> DatasetInfo:
     keep the registration that Detectron2 gave them. Calling it again is cheap and changes nothing,
     unless the files have changed.
 
+    Args:
+        name: see :func:`find_dataset`.
+        remembered: where its files are, should the name not be registered any more.
+
     Raises:
         BucketRankError: if the name is unknown, files are absent, or nothing usable is left.
     """
-    entry = find_dataset(name)
+    known = remembered is None or any(entry.name == name for entry in list_datasets())
+    entry = find_dataset(name) if known else remembered
     if entry.origin == "detectron2":
         return _describe_builtin(entry)
     clean = describe_dataset(entry) if entry.origin == "embedded" else clean_dataset(entry)

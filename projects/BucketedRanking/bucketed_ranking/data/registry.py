@@ -71,6 +71,19 @@ class DatasetEntry:
     origin: Origin = "user"
     source: Path | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """The entry in plain types, for JSON; see :meth:`from_dict`."""
+        return {
+            **{key: getattr(self, key) for key in ("name", "part", "val_fraction", "origin")},
+            **{key: str(getattr(self, key)) for key in ("json", "images")},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DatasetEntry":
+        """The entry that :meth:`as_dict` gave."""
+        paths = {key: Path(values[key]) for key in ("json", "images")}
+        return cls(**{**values, **paths})
+
     @property
     def present(self) -> bool:
         """Whether its files are there; the embedded data set, made on first use, always is."""

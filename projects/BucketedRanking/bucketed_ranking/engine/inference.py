@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.catalog import register
-from ..data.registry import list_datasets, split_names
+from ..data.registry import DatasetEntry, list_datasets, split_names
 from ..errors import BucketRankError
 from .checkpoint import SafeCheckpointer
 from .data_loader import UNREADABLE
@@ -145,9 +145,11 @@ def evaluate(detector: Detector, dataset: str, output_dir: Path) -> dict[str, An
     Raises:
         BucketRankError: the data set is unknown or invalid, or has other classes.
     """
-    info = register(dataset)
-    if detector.run_dir is not None:
-        trained = read_json(detector.run_dir / RECORD)["class_names"]
+    record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
+    remembered = record.get("entries", {}).get(dataset)
+    info = register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
+    if record:
+        trained = record["class_names"]
         if list(info.class_names) != trained:
             raise BucketRankError(
                 f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "

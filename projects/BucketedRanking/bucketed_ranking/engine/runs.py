@@ -24,6 +24,7 @@ from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
 from ..data.catalog import register
+from ..data.registry import find_dataset
 from ..errors import BucketRankError
 from .evaluation import write_results
 from .hooks import TrainingInterruptedError
@@ -176,6 +177,7 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             "git_commit": _git_commit(),
             **_classes(cfg.DATASETS.TRAIN[0]),
             "datasets": {name: asdict(info) for name, info in datasets.items()},
+            "entries": {name: find_dataset(name).as_dict() for name in datasets},
             "iterations": 0,
             "state": "training",
         }
