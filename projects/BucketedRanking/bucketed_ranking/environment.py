@@ -6,6 +6,7 @@ Only the standard library is imported at the top: this module must work where mu
 import os
 import platform
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
@@ -56,6 +57,29 @@ def configs_root() -> Path:
         f"The configs of bucketrank are in neither {package / 'configs'} nor "
         f"{package.parents[2] / 'configs'}; install bucketrank again (`make setup` in a checkout)."
     )
+
+
+def import_detectron2() -> bool:
+    """Whether Detectron2 is installed and imports; warns where it is installed and does not."""
+    if find_spec("detectron2") is None:
+        return False
+    with warnings.catch_warnings():
+        # Detectron2's own, at its import, on each run: nothing that our users can act on.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+        try:
+            import_module("detectron2.modeling")
+        except Exception as error:  # built for another torch, it may raise anything
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            return True
+    warnings.warn(
+        f"detectron2 is installed but does not import ({reason}), so there are no detectors; "
+        "the losses work. `bucketrank doctor` says how to mend it.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
 
 
 def require_detectron2(what: str) -> None:

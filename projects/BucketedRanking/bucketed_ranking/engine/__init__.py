@@ -2,6 +2,11 @@
 
 import logging
 
+from ..environment import import_detectron2
+
 # Torch's own, which a user can do nothing about: a CUDA toolkit without a GPU, a renamed function.
 for name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):
     logging.getLogger(name).setLevel(logging.ERROR)
+
+if import_detectron2():
+    from .. import modeling  # noqa: F401  (imported to register)
