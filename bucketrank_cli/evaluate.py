@@ -27,6 +27,9 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure COCO AP of a trained detector on a data set."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     from bucketed_ranking.environment import require_detectron2
 
     require_detectron2("Evaluation")
@@ -37,6 +40,13 @@ def evaluate(
     )
     folder = output or inference.default_output(detector, name)
     say(f"Evaluating {detector.weights} on {name}")
-    results = inference.evaluate(detector, name, folder)
+    with Progress(console=Console(), transient=True) as progress:
+        task = progress.add_task("evaluating", total=None)
+        results = inference.evaluate(
+            detector,
+            name,
+            folder,
+            on_batch=lambda done, total: progress.update(task, completed=done, total=total),
+        )
     print_results(results)
     say(f"Written to {folder / 'results.json'}")

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +73,22 @@ def best_f1_threshold(precision: np.ndarray, scores: np.ndarray, recall: np.ndar
 
 
 def evaluate_model(
-    cfg: CfgNode, model: nn.Module, dataset: str, output_dir: Path
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: str,
+    output_dir: Path,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
     """Run `model` on a registered data set and measure it.
 
     Writes the detections in COCO's results format to `output_dir`/coco_instances_results.json.
+
+    Args:
+        cfg: a full config.
+        model: takes Detectron2's inputs.
+        dataset: a registered name.
+        output_dir: for the detections.
+        on_batch: called after each batch with the number done and the total of this process.
 
     Returns:
         A dict per task ("bbox", "segm"), in percent: AP, AP50, AP75, APs, APm, APl (NaN where
@@ -86,7 +99,9 @@ def evaluate_model(
     evaluator = DetectionEvaluator(dataset, output_dir=str(output_dir))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # pycocotools prints its own table
-        results = inference_on_dataset(model, loader, evaluator)
+        done = itertools.count(1)
+        tell = {"after_inference": lambda: on_batch(next(done), len(loader))}
+        results = inference_on_dataset(model, loader, evaluator, tell)
     logger.info("COCO evaluation of %s:\n%s", dataset, printed.getvalue())
     return {task: _tidy(metrics) for task, metrics in results.items()}
 

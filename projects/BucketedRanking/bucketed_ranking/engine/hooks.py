@@ -249,6 +249,10 @@ class ProgressLine(HookBase):
     def after_train(self) -> None:
         self.progress.stop()
 
+    def show_evaluation(self, done: int, total: int) -> None:
+        """Show how far an evaluation is, in batches."""
+        self.progress.update(self.task, status=f"evaluating {done}/{total}")
+
     def _print_evaluation(self, done: int) -> None:
         latest = self.trainer.storage.latest()
         if latest.get("bbox/AP", (0, None))[1] == self.trainer.iter:

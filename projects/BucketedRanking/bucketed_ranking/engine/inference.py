@@ -137,7 +137,12 @@ def default_output(detector: Detector, dataset: str) -> Path:
     return parent / f"eval-{dataset}-{Path(detector.weights).stem}"
 
 
-def evaluate(detector: Detector, dataset: str, output_dir: Path) -> dict[str, Any]:
+def evaluate(
+    detector: Detector,
+    dataset: str,
+    output_dir: Path,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Evaluate on a data set by name; see :func:`evaluate_model` for what comes back.
 
     Writes `output_dir`/results.json and the detections beside it.
@@ -157,7 +162,7 @@ def evaluate(detector: Detector, dataset: str, output_dir: Path) -> dict[str, An
             )
     output_dir.mkdir(parents=True, exist_ok=True)
     with run_logging(output_dir):
-        tasks = evaluate_model(detector.cfg, detector.model, dataset, output_dir)
+        tasks = evaluate_model(detector.cfg, detector.model, dataset, output_dir, on_batch)
     results = {
         "dataset": dataset,
         "loss": detector.cfg.MODEL.RANKING.LOSS,

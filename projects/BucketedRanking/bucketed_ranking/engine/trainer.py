@@ -47,26 +47,37 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model, evaluators=None) -> dict[str, Any]:
-        """Evaluate on every data set of DATASETS.TEST: the results of the last one."""
-        results: dict[str, Any] = {}
-        for dataset in cfg.DATASETS.TEST:
-            results = evaluate_model(
-                cfg, model, dataset, Path(cfg.OUTPUT_DIR) / "inference" / dataset
-            )
-        return results
+    def test(cls, cfg: CfgNode, model, evaluators=None, **how) -> dict[str, Any]:
+        """Evaluate on the data set of DATASETS.TEST; see :func:`evaluate_model` for the rest."""
+        (dataset,) = cfg.DATASETS.TEST
+        return evaluate_model(
+            cfg, model, dataset, Path(cfg.OUTPUT_DIR) / "inference" / dataset, **how
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        how = {} if self._progress is None else {"on_batch": self._progress.show_evaluation}
+        self._last_eval_results = self.test(self.cfg, self.model, **how)
+        return self._last_eval_results
 
     def build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
         self.step_timer = StepTimer(cfg.MODEL.DEVICE)
         self.loss_timer = LossTimer(self._trainer.model, cfg.MODEL.DEVICE)
         first = [self.step_timer, SeedEachIteration(cfg.SEED), self.loss_timer]
-        # Detectron2 puts the writers last on the main process: what they write comes before them.
-        *middle, last = super().build_hooks()
-        watch: list[hooks.HookBase] = [RankingStatistics(self._trainer.model), SaveOnInterrupt()]
+        self._progress = None
         if self._console is not None:
             title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
-            watch.insert(0, ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console))
+            self._progress = ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console)
+        # Detectron2 puts the writers last on the main process: what they write comes before them.
+        *middle, last = [
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+            if isinstance(hook, hooks.EvalHook)
+            else hook
+            for hook in super().build_hooks()
+        ]
+        watch: list[hooks.HookBase] = [RankingStatistics(self._trainer.model), SaveOnInterrupt()]
+        if self._progress is not None:
+            watch.insert(0, self._progress)
         return [*first, *middle, *watch, last]
 
     def resume_or_load(self, resume: bool = True) -> None:
