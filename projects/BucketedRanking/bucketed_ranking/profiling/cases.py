@@ -1,0 +1,185 @@
+"""What losses are timed on: logits, positives and what else the losses take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ..errors import BucketRankError
+
+NUM_CLASSES = 80
+"""Columns of made-up logits, as on COCO."""
+
+POSITIVE_MEAN = -1.0
+NEGATIVE_MEANS = {"start": -1.0, "trained": -5.0}
+"""Mean logit of the negatives by regime. Every logit has a standard deviation of 1: at the start of
+training almost every negative is relevant, in a trained detector few are."""
+
+RELEVANT_DELTA = 0.5
+"""Half-width of the relation (RS Loss's) for which relevant negatives are counted."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """The size and kind of a made-up case."""
+
+    regime: str
+    positives: int
+    negatives: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """The input of all losses.
+
+    Attributes:
+        name: what it is, for people.
+        logits: [A, C].
+        positives: int64 [P], flat indices into `logits`.
+        qualities: [P] in (0, 1].
+        box_losses: [P] in [0, 1].
+        ignored_rows: bool [A], or None for none.
+        grid_point: where it is made up.
+    """
+
+    name: str
+    logits: Tensor
+    positives: Tensor
+    qualities: Tensor
+    box_losses: Tensor
+    ignored_rows: Tensor | None = None
+    grid_point: GridPoint | None = None
+
+    @property
+    def num_positives(self) -> int:
+        return self.positives.numel()
+
+    @property
+    def num_negatives(self) -> int:
+        rows = len(self.logits)
+        if self.ignored_rows is not None:
+            rows -= int(self.ignored_rows.sum())
+        return rows * self.logits.shape[1] - self.num_positives
+
+    def relevant_negatives(self, delta: float = RELEVANT_DELTA) -> int:
+        """How many negatives are not `delta` or more below every positive: the others cost next
+        to nothing."""
+        if self.num_positives == 0:
+            return 0
+        logits = self.logits if self.ignored_rows is None else self.logits[~self.ignored_rows]
+        lowest = self.logits.reshape(-1)[self.positives].min() - delta
+        return int((logits > lowest).sum()) - self.num_positives
+
+    def dense_targets(self) -> Tensor:
+        """[A, C] in the type of the logits: 1 for a positive, 0 for everything else."""
+        targets = torch.zeros_like(self.logits, memory_format=torch.contiguous_format)
+        targets.view(-1)[self.positives] = 1
+        return targets
+
+    def with_dtype(self, dtype: torch.dtype) -> "Case":
+        """The case with its logits in another type."""
+        return replace(self, logits=self.logits.to(dtype))
+
+    def thinned(self, count: int) -> "Case":
+        """The case with the lowest positive and `count` - 1 others; the rest become negatives.
+
+        The relevant logits stay the same, so what a loss does once a positive costs the same.
+        """
+        lowest = self.logits.reshape(-1)[self.positives].argmin()
+        kept = torch.arange(self.num_positives, device=lowest.device)[:count]
+        if count <= lowest:
+            kept[-1] = lowest
+        return replace(
+            self,
+            positives=self.positives[kept],
+            qualities=self.qualities[kept],
+            box_losses=self.box_losses[kept],
+        )
+
+
+def parse_counts(text: str, option: str) -> list[int]:
+    """Whole numbers from "100,1e6".
+
+    Raises:
+        BucketRankError: one of them is not a whole number above 0.
+    """
+    counts = []
+    for word in text.split(","):
+        try:
+            value = float(word)
+            count = int(value)
+        except (ValueError, OverflowError):
+            value, count = 0.0, -1
+        if count < 1 or count != value:
+            raise BucketRankError(
+                f"{option} takes whole numbers above 0 such as 1000,1e6, not {word.strip()!r}."
+            )
+        counts.append(count)
+    return sorted(set(counts))
+
+
+def make_grid(regime: str, positives: Sequence[int], negatives: Sequence[int]) -> list[GridPoint]:
+    """Every combination; `regime` is one of NEGATIVE_MEANS or "both".
+
+    Raises:
+        BucketRankError: another regime.
+    """
+    if regime not in (*NEGATIVE_MEANS, "both"):
+        raise BucketRankError(
+            f"--regime is one of {', '.join(NEGATIVE_MEANS)} or both, not {regime!r}."
+        )
+    regimes = list(NEGATIVE_MEANS) if regime == "both" else [regime]
+    return [GridPoint(*point) for point in product(regimes, positives, negatives)]
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """The floating-point type of that name.
+
+    Raises:
+        BucketRankError: there is none.
+    """
+    if name not in DTYPES:
+        raise BucketRankError(f"--dtype is one of {', '.join(DTYPES)}, not {name!r}.")
+    return DTYPES[name]
+
+
+def case_name(point: GridPoint) -> str:
+    """A point of the grid in words."""
+    return f"{point.regime}: P = {point.positives:,}, N = {point.negatives:,}"
+
+
+def make_case(point: GridPoint, *, dtype: torch.dtype, device: str, seed: int) -> Case:
+    """A made-up case: logits [A, 80] with positives anywhere, qualities and box losses uniform.
+
+    The last row is filled up with negatives: at most 79 more than asked for. The numbers depend on
+    the point and the seed, not on the device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = -(-(point.positives + point.negatives) // NUM_CLASSES)
+    total = rows * NUM_CLASSES
+    logits = torch.randn(total, generator=generator).add_(NEGATIVE_MEANS[point.regime])
+    # One place in each of P equal stretches: no place twice.
+    stretch = total // point.positives
+    positives = torch.arange(point.positives) * stretch
+    positives += torch.randint(stretch, (point.positives,), generator=generator)
+    positives = positives[torch.randperm(point.positives, generator=generator)]
+    logits[positives] = torch.randn(point.positives, generator=generator).add_(POSITIVE_MEAN)
+    qualities = 1 - torch.rand(point.positives, generator=generator)
+    box_losses = torch.rand(point.positives, generator=generator)
+    return Case(
+        name=case_name(point),
+        logits=logits.view(rows, NUM_CLASSES).to(device, dtype),
+        positives=positives.to(device),
+        qualities=qualities.to(device),
+        box_losses=box_losses.to(device),
+        grid_point=point,
+    )

@@ -1,0 +1,95 @@
+"""The cases that losses are timed on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bucketed_ranking.errors import BucketRankError
+from bucketed_ranking.profiling.cases import (
+    Case,
+    GridPoint,
+    choose_dtype,
+    make_case,
+    make_grid,
+    parse_counts,
+)
+
+
+def made(regime: str = "start", positives: int = 50, negatives: int = 20_000, seed: int = 0):
+    point = GridPoint(regime, positives, negatives)
+    return make_case(point, dtype=torch.float32, device="cpu", seed=seed)
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (100, 100), (50, 20_000), (79, 1)])
+def test_a_case_has_the_sizes_asked_for(positives, negatives):
+    case = made(positives=positives, negatives=negatives)
+    assert case.num_positives == positives
+    assert negatives <= case.num_negatives < negatives + 80
+    assert case.logits.shape[1] == 80
+    assert case.positives.unique().numel() == positives
+    assert 0 <= case.positives.min() <= case.positives.max() < case.logits.numel()
+    assert ((case.qualities > 0) & (case.qualities <= 1)).all()
+
+
+def test_regimes_differ_in_how_many_negatives_are_relevant():
+    start, trained = made("start"), made("trained")
+    assert start.relevant_negatives() > 0.9 * start.num_negatives
+    assert trained.relevant_negatives() < 0.3 * trained.num_negatives
+
+
+def test_the_relevant_negatives_are_those_that_the_losses_use():
+    logits = torch.tensor([[0.0, -2.0], [-0.9, -1.1], [3.0, -0.5]])
+    box = torch.zeros(1)
+    case = Case("", logits, torch.tensor([0]), torch.ones(1), box)
+    assert case.relevant_negatives(delta=1.0) == 3
+    assert case.relevant_negatives(delta=0.6) == 2
+    ignored = replace(case, ignored_rows=torch.tensor([False, False, True]))
+    assert ignored.relevant_negatives(delta=1.0) == 1
+    assert ignored.num_negatives == 3
+
+
+def test_a_seed_makes_the_same_case_again():
+    assert torch.equal(made(seed=3).logits, made(seed=3).logits)
+    assert not torch.equal(made(seed=3).logits, made(seed=4).logits)
+
+
+def test_dense_targets_mark_the_positives():
+    case = made()
+    assert torch.equal(
+        case.dense_targets().view(-1).nonzero().squeeze(1), case.positives.sort().values
+    )
+
+
+@pytest.mark.parametrize("count", [1, 4, 49, 50])
+def test_thinning_keeps_what_is_relevant(count):
+    case = made("trained")
+    thinned = case.thinned(count)
+    assert thinned.num_positives == thinned.positives.unique().numel() == count
+    every = case.relevant_negatives() + case.num_positives
+    assert thinned.relevant_negatives() + count == every
+
+
+def test_counts_may_be_written_as_powers_of_ten():
+    assert parse_counts("1e6,100, 2.5e3", "--negatives") == [100, 2500, 1_000_000]
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "1.5", "many", "1e400", "nan", "1,,2"])
+def test_what_is_no_count_is_named(text):
+    with pytest.raises(BucketRankError, match="--positives takes whole numbers"):
+        parse_counts(text, "--positives")
+
+
+def test_the_grid_has_every_combination():
+    grid = make_grid("both", [1, 2], [3])
+    assert [(p.regime, p.positives, p.negatives) for p in grid] == [
+        ("start", 1, 3), ("start", 2, 3), ("trained", 1, 3), ("trained", 2, 3),
+    ]  # fmt: skip
+    with pytest.raises(BucketRankError, match="--regime"):
+        make_grid("middle", [1], [1])
+
+
+def test_an_unknown_type_is_named():
+    assert choose_dtype("bfloat16") is torch.bfloat16
+    with pytest.raises(BucketRankError, match="int8"):
+        choose_dtype("int8")

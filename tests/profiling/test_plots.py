@@ -1,0 +1,61 @@
+"""The picture: that it is drawn, whatever the cases."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bucketed_ranking.profiling import plots
+from bucketed_ranking.profiling.report import CaseResult
+from bucketed_ranking.profiling.steps import ALL_LOSSES
+from tests.profiling import given
+
+
+def drawn(path: Path, *cases: CaseResult) -> np.ndarray:
+    plots.draw(given.profile(*cases), path)
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def colours_of(picture: np.ndarray) -> set[int]:
+    return set(np.unique(picture.astype(int) @ [0x10000, 0x100, 1]).tolist())
+
+
+GRID = [
+    given.result(regime, p, n, scale=p * n / 1e5)
+    for regime in ("start", "trained")
+    for p in (100, 1000)
+    for n in (1000, 10_000)
+]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        GRID,
+        [c for c in GRID if c.positives == 100],
+        [c for c in GRID if c.grid_negatives == 1000 and c.regime == "start"],
+        GRID[:1],
+        [given.result(None), given.result(None, 7)],
+    ],
+    ids=["both vary", "negatives vary", "positives vary", "one case", "captured"],
+)
+def test_losses_show_in_their_colours(tmp_path, cases):
+    picture = drawn(tmp_path / "p.png", *cases)
+    assert min(picture.shape[:2]) > 300
+    colours = colours_of(picture)
+    assert 0xD55E00 in colours  # RS
+    assert 0x0072B2 in colours  # AP
+    assert 0xCC79A7 in colours  # sort
+
+
+def test_a_grid_of_which_nothing_was_measured_is_drawn_empty(tmp_path):
+    skipped = [given.entry("rs", skipped="too slow")]
+    cases = [CaseResult("x", "start", n, 5, n, 0, (n, 1), skipped) for n in (10, 20)]
+    assert drawn(tmp_path / "p.png", *cases).size
+
+
+def test_every_loss_has_a_label_and_a_style():
+    styles = [plots._style(loss) for loss in plots._LABELS]
+    assert set(plots._LABELS) == set(ALL_LOSSES)
+    assert len({str(style) for style in styles}) == len(styles)

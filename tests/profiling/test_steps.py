@@ -1,0 +1,37 @@
+"""What is timed does what it says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bucketed_ranking.errors import BucketRankError
+from bucketed_ranking.losses import LOSS_NAMES
+from bucketed_ranking.profiling.steps import ALL_LOSSES, Steps, loop_of, parse_losses
+
+
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_loss_runs_and_leaves_nothing_behind(case, loss, dtype):
+    rows = torch.zeros(len(case.logits), dtype=torch.bool)
+    rows[::7] = True
+    case = replace(case, logits=case.logits.to(dtype), ignored_rows=rows)
+    before = case.logits.clone()
+    Steps(case).build(loss)()
+    assert case.logits.grad is None
+    assert not case.logits.requires_grad
+    assert torch.equal(case.logits, before)
+
+
+def test_each_loss_is_compared_with_the_loop_of_its_objective():
+    assert {loss: loop_of(loss) for loss in ("brs", "rs-exact", "bap", "alrp-exact", "rs")} == {
+        "brs": "rs", "rs-exact": "rs", "bap": "ap", "alrp-exact": "alrp", "rs": "rs",
+    }  # fmt: skip
+    assert loop_of("focal") is None
+    assert all(loop_of(loss) in LOSS_NAMES for loss in LOSS_NAMES)
+
+
+def test_an_unknown_loss_is_named():
+    assert parse_losses("brs, focal,brs") == ["brs", "focal"]
+    with pytest.raises(BucketRankError, match="'dice'"):
+        parse_losses("brs,dice")
