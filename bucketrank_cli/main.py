@@ -1,15 +1,18 @@
 """The frame of the command line: its commands, its version, and how its errors look."""
 
+import errno
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from . import dataset, demo, doctor, evaluate, predict, train
+from . import dataset, demo, doctor, evaluate, predict, profile_loss, train
 
 USER_ERROR = 2
 INTERRUPTED = 130
+# What the machine refuses: no permission, a read-only or full disk.
+_MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class Frame(TyperGroup):
@@ -22,9 +25,10 @@ class Frame(TyperGroup):
             _print_error("Interrupted.")
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if not _is_user_error(error):
+            message = _for_the_user(error)
+            if message is None:
                 raise
-            _print_error(str(error))
+            _print_error(message)
             raise typer.Exit(USER_ERROR) from None
 
 
@@ -43,6 +47,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("demo")(demo.demo)
+app.command("profile-loss")(profile_loss.profile_loss)
 app.command("doctor")(doctor.doctor)
 
 
@@ -84,11 +89,15 @@ def _frame(
     """The options that stand before any command."""
 
 
-def _is_user_error(error: Exception) -> bool:
-    # Imported here: importing the package brings detectron2 in, too slow for `--help`.
+def _for_the_user(error: Exception) -> str | None:
+    """The sentence for an error that the user can mend; None for a bug."""
     from bucketed_ranking.errors import BucketRankError
 
-    return isinstance(error, BucketRankError)
+    if isinstance(error, BucketRankError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        return f"{error.strerror}: {error.filename or 'while writing'}; free it or choose another."
+    return None
 
 
 def _print_error(message: str) -> None:
