@@ -1,5 +1,6 @@
 """The frame of the command line: errors, versions, help, completion."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -37,6 +38,13 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2():
     assert result.exit_code == 2
     assert result.stderr == sentence + "\n"
     assert result.stdout == ""
+
+
+def test_what_the_machine_refuses_is_a_sentence_too():
+    result = run_raising(PermissionError(errno.EACCES, "Permission denied", "/root/runs"))
+    assert result.exit_code == 2
+    assert result.stderr == "Permission denied: /root/runs; free it or choose another.\n"
+    assert isinstance(run_raising(FileNotFoundError("a bug")).exception, FileNotFoundError)
 
 
 def test_interrupting_is_one_line_and_exit_code_130():
