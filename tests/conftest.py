@@ -50,3 +50,16 @@ def bccd() -> Path:
     if not folder.is_dir():
         pytest.skip("the BCCD photographs are not there: ../shared/data/bccd beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def blobs(bucketrank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a small registered data set with a train and a val split."""
+    from bucketed_ranking.data.registry import add_dataset
+    from tests.coco_blobs import write_blobs
+
+    root = tmp_path_factory.mktemp("blobs")
+    for split, count in (("train", 12), ("val", 6)):
+        path = write_blobs(root / split, count, seed=count)
+        add_dataset(f"blobs_{split}", path, path.parent / "images")
+    return "blobs"

@@ -10,7 +10,7 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from bucketed_ranking.data.registry import add_dataset
 from bucketrank_cli.main import app
-from tests.engine.conftest import write_blobs
+from tests.coco_blobs import write_blobs
 from tests.small_detectors import NARROW
 
 SHORT = [*NARROW, "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]

@@ -1,4 +1,4 @@
-"""Detectors small enough to build and step in a fraction of a second."""
+"""The heads need Detectron2."""
 
 import pytest
 

@@ -9,12 +9,11 @@ from bucketed_ranking.errors import BucketRankError
 from bucketed_ranking.profiling.capture import capture_cases
 from bucketed_ranking.profiling.steps import ALL_LOSSES
 from bucketed_ranking.profiling.timing import TimingOptions, measure_case
-from tests.engine.conftest import blobs  # noqa: F401  (a fixture)
 from tests.small_detectors import NARROW
 
 
 @pytest.fixture
-def capture(blobs, tmp_path, monkeypatch):  # noqa: F811
+def capture(blobs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(config: str, *options: str, after: int = 0):

@@ -6,6 +6,7 @@ Only the standard library is imported at the top: this module must work where mu
 import os
 import platform
 import re
+import subprocess
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -41,6 +42,47 @@ def installed_version(distribution: str) -> str | None:
 def package_version() -> str:
     """bucketrank's own version; `0+unknown` where its sources are used without installing them."""
     return installed_version("bucketrank") or "0+unknown"
+
+
+def installed_versions(*distributions: str) -> dict[str, str | None]:
+    """Python's version and those of bucketrank, torch and `distributions`; None: not installed."""
+    names = ("bucketrank", "torch", *distributions)
+    return {"python": platform.python_version(), **{n: installed_version(n) for n in names}}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from; None where it is installed."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def choose_device(device: str | None) -> str:
+    """The device to run on; None takes CUDA where there is one, else the CPU.
+
+    Raises:
+        BucketRankError: the device does not exist here.
+    """
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BucketRankError(
+            f"The device {device!r} cannot be used here: {str(error).splitlines()[0]} "
+            "Leave --device out to take what there is."
+        ) from error
+    return device
 
 
 def configs_root() -> Path:

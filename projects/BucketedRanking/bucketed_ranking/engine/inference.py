@@ -20,12 +20,13 @@ from torch import nn
 
 from ..data.catalog import register
 from ..data.registry import DatasetEntry, list_datasets, split_names
+from ..environment import choose_device
 from ..errors import BucketRankError
 from .checkpoint import SafeCheckpointer
 from .data_loader import UNREADABLE
 from .evaluation import evaluate_model, write_results
 from .runs import RECORD, RESULTS, is_run, read_json, run_logging
-from .setup import choose_device, load_config, load_run_config, merge_options
+from .setup import load_config, load_run_config, merge_options
 
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3

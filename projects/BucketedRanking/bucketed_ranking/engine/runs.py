@@ -3,13 +3,11 @@
 import json
 import logging
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from ..data.catalog import register
 from ..data.registry import find_dataset
+from ..environment import git_commit, installed_versions
 from ..errors import BucketRankError
 from .evaluation import write_results
 from .hooks import TrainingInterruptedError
@@ -173,8 +172,8 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             "device": cfg.MODEL.DEVICE,
             "processes": comm.get_world_size(),
             "started": _now(),
-            "versions": _versions(),
-            "git_commit": _git_commit(),
+            "versions": installed_versions("torchvision", "detectron2", "numpy", "pycocotools"),
+            "git_commit": git_commit(),
             **_classes(cfg.DATASETS.TRAIN[0]),
             "datasets": {name: asdict(info) for name, info in datasets.items()},
             "entries": {name: find_dataset(name).as_dict() for name in datasets},
@@ -237,31 +236,6 @@ def _one_line(error: Exception) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for name in ("bucketrank", "torch", "torchvision", "detectron2", "numpy", "pycocotools"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is installed."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
 
 
 def _concerns_the_user(record: logging.LogRecord) -> bool:

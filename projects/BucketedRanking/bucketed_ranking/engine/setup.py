@@ -4,14 +4,13 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import SCORE_LOSS, add_bucketed_ranking_config, apply_ranking_recipe
 from ..data.catalog import DatasetInfo, register, require_same_classes
 from ..data.registry import split_names
-from ..environment import configs_root
+from ..environment import choose_device, configs_root
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES
 
@@ -122,24 +121,6 @@ def _keys(node: CfgNode, prefix: str = "") -> list[str]:
     for name, value in node.items():
         keys += _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
     return keys
-
-
-def choose_device(device: str | None) -> str:
-    """The device to run on; None takes CUDA where there is one, else the CPU.
-
-    Raises:
-        BucketRankError: the device does not exist here.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BucketRankError(
-            f"The device {device!r} cannot be used here: {str(error).splitlines()[0]} "
-            "Leave --device out to take what there is."
-        ) from error
-    return device
 
 
 def configure_datasets(cfg: CfgNode, train: str, val: str) -> tuple[DatasetInfo, DatasetInfo]:

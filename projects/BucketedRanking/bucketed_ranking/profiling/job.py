@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..environment import require_detectron2
+from ..environment import choose_device, require_detectron2
 from ..errors import BucketRankError
 from . import memory, plots, report
 from .cases import Case, GridPoint, choose_dtype, make_case
@@ -77,7 +77,7 @@ def profile_losses(request: Request, console: Console) -> Profile:
     """
     dtype = choose_dtype(request.dtype)
     _check_output(request)
-    device = _choose_device(request.device)
+    device = torch.device(choose_device(request.device))
     step = request.training_step
     if step is None:
         source: dict[str, Any] = {"grid": [asdict(point) for point in request.grid]}
@@ -108,18 +108,6 @@ def _check_output(request: Request) -> None:
             f"There is a profile in {request.output} already; choose another folder with --out, or "
             "add --force to replace it."
         )
-
-
-def _choose_device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BucketRankError(
-            f"The device {name!r} cannot be used here: {str(error).splitlines()[0]} "
-            "Leave --device out to take what there is."
-        ) from error
-    return device
 
 
 def _capture(step: TrainingStep, seed: int, device: torch.device, console: Console) -> list[Case]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..environment import installed_version
+from ..environment import git_commit, installed_versions
 from .cases import Case, GridPoint, case_name
 from .memory import METHODS
 from .steps import REFERENCES, algorithm_of, loop_of
@@ -170,8 +170,8 @@ def describe_machine(device: torch.device, dtype: str) -> dict[str, Any]:
         "cuda": torch.version.cuda if gpu else None,
         "system": f"{platform.system()} {platform.release()}",
         "dtype": dtype,
-        "python": platform.python_version(),
-        **{name: installed_version(name) for name in ("bucketrank", "torch", "fvcore")},
+        **installed_versions("fvcore"),
+        "git_commit": git_commit(),
     }
 
 
