@@ -40,7 +40,7 @@ def print_results(results: dict[str, Any]) -> None:
         table.add_row(*[percent(metrics[name]) for name in summary])
         console.print(table)
         if metrics["per_class"]:
-            classes = Table(title=f"{task} AP (%) per class", title_justify="left")
+            classes = Table(title="AP per class", title_justify="left")
             classes.add_column("class")
             classes.add_column("AP", justify="right")
             for name, ap in metrics["per_class"].items():
