@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import Visualizer
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image, ImageDraw
 
 from . import runs, setup
@@ -50,28 +51,34 @@ def draw_comparison(losses: Sequence[str], output: Path, num_images: int = 4) ->
     """
     detectors = {loss: load_detector(str(output / f"{CONFIG}-{loss}")) for loss in losses}
     name = next(iter(detectors.values())).cfg.DATASETS.TEST[0]
-    metadata = MetadataCatalog.get(name)
+    class_names = MetadataCatalog.get(name).thing_classes
     rows = []
     # The pictures with most objects say most.
     dicts = sorted(DatasetCatalog.get(name), key=lambda d: -len(d["annotations"]))[:num_images]
     for dataset_dict in dicts:
         image = read_image(dataset_dict["file_name"], format="RGB")
-        truth = Visualizer(image, metadata, scale=_scale(image)).draw_dataset_dict(dataset_dict)
-        row = {"ground truth": truth.get_image()}
+        scale = 400 / image.shape[1]
+        row = {"ground truth": draw(image, _ground_truth(dataset_dict), class_names, scale)}
         for loss, detector in detectors.items():
             bgr = detector.cfg.INPUT.FORMAT == "BGR"
             instances = detect(detector, image[:, :, ::-1] if bgr else image)
             assert detector.run_dir is not None
             kept = instances[instances.scores >= best_threshold(detector.run_dir)]
-            row[loss] = draw(image, kept, metadata, scale=_scale(image))
+            row[loss] = draw(image, kept, class_names, scale)
         rows.append(row)
     path = output / "detections.png"
     _montage(rows).save(path)
     return path
 
 
-def _scale(image: np.ndarray) -> float:
-    return 400 / image.shape[1]
+def _ground_truth(dataset_dict: dict[str, Any]) -> Instances:
+    annotations = dataset_dict["annotations"]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    return Instances(
+        (dataset_dict["height"], dataset_dict["width"]),
+        pred_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
+        pred_classes=torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64),
+    )
 
 
 def _montage(rows: Sequence[dict[str, np.ndarray]]) -> Image.Image:

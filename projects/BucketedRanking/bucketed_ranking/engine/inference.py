@@ -14,7 +14,8 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from matplotlib.colors import hsv_to_rgb
 from PIL import Image
 from torch import nn
 
@@ -215,7 +216,6 @@ def predict(
     assert detector.run_dir is not None
     record = read_json(detector.run_dir / RECORD)
     class_names, category_ids = record["class_names"], record["category_ids"]
-    metadata = Metadata(thing_classes=class_names)
     output_dir.mkdir(parents=True, exist_ok=True)
     predictions: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
@@ -229,7 +229,7 @@ def predict(
         instances = instances[instances.scores >= score_threshold]
         rgb = image[:, :, ::-1] if detector.cfg.INPUT.FORMAT == "BGR" else image
         scale = max(1.0, _DRAWN_SIDE / max(image.shape[:2]))
-        drawn = draw(rgb, instances, metadata, scale)
+        drawn = draw(rgb, instances, class_names, scale)
         Image.fromarray(drawn).save(_free_name(output_dir, path.stem))
         for result in instances_to_coco_json(instances, image_id):
             index = result["category_id"]
@@ -280,8 +280,14 @@ def detect(detector: Detector, image: np.ndarray) -> Instances:
 
 
 def draw(
-    image: np.ndarray, instances: Instances, metadata: Metadata, scale: float = 1.0
+    image: np.ndarray, instances: Instances, class_names: Sequence[str], scale: float = 1.0
 ) -> np.ndarray:
-    """Draw boxes, classes and scores on an RGB image [H, W, 3], enlarged by `scale`."""
-    drawn = Visualizer(image, metadata, scale=scale).draw_instance_predictions(instances)
-    return drawn.get_image()
+    """Draw boxes, classes and scores, where there are, on an RGB image [H, W, 3].
+
+    Every class has a colour of its own; `scale` enlarges the picture.
+    """
+    hues = [index / len(class_names) for index in range(len(class_names))]
+    colours = [tuple(255 * channel for channel in hsv_to_rgb((h, 0.75, 1.0))) for h in hues]
+    metadata = Metadata(thing_classes=list(class_names), thing_colors=colours)
+    pen = Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+    return pen.draw_instance_predictions(instances).get_image()
