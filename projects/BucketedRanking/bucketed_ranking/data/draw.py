@@ -1,8 +1,9 @@
-"""Pictures of a data set with its boxes and class names drawn in."""
+"""Pictures with boxes and texts drawn in."""
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -11,8 +12,18 @@ from bucketed_ranking.data.sieve import file_name
 from bucketed_ranking.data.summary import load_clean
 from bucketed_ranking.errors import BucketRankError
 
-_SHORT_SIDE = 480
 _FONT_SIZE = 15
+
+
+class LabelledBox(NamedTuple):
+    """A box to draw, in pixels of the picture as it is."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    class_index: int
+    text: str
 
 
 def draw_pictures(entry: DatasetEntry, count: int, folder: Path) -> list[Path]:
@@ -28,11 +39,13 @@ def draw_pictures(entry: DatasetEntry, count: int, folder: Path) -> list[Path]:
         BucketRankError: if the data set is not usable or the folder cannot be written.
     """
     content, clean = load_clean(entry)
-    names = dict(zip(clean.category_ids, clean.class_names, strict=True))
-    colors = {category: _color(index, len(names)) for index, category in enumerate(names)}
-    per_image: dict[Any, list[dict[str, Any]]] = {}
+    indices = {category: index for index, category in enumerate(clean.category_ids)}
+    per_image: dict[Any, list[LabelledBox]] = {}
     for annotation in content["annotations"]:
-        per_image.setdefault(annotation["image_id"], []).append(annotation)
+        index = indices[annotation["category_id"]]
+        crowd = " (crowd)" if annotation.get("iscrowd") else ""
+        box = LabelledBox(*annotation["bbox"], index, clean.class_names[index] + crowd)
+        per_image.setdefault(annotation["image_id"], []).append(box)
     images = [image for image in content["images"] if image["id"] in per_image]
     count = min(count, len(images))
     chosen = [images[index * len(images) // count] for index in range(count)]
@@ -42,57 +55,49 @@ def draw_pictures(entry: DatasetEntry, count: int, folder: Path) -> list[Path]:
         for image in chosen:
             source = file_name(image) or ""
             path = folder / f"{entry.name}-{Path(source).stem}.png"
-            picture = _draw(entry.images / source, per_image[image["id"]], names, colors)
-            picture.save(path)
+            with Image.open(entry.images / source) as opened:
+                picture = ImageOps.exif_transpose(opened)
+            draw_boxes(picture, per_image[image["id"]], len(indices)).save(path)
             files.append(path)
     except OSError as error:
         raise BucketRankError(f"The pictures cannot be written to {folder}: {error}.") from error
     return files
 
 
-def _draw(
-    path: Path,
-    annotations: list[dict[str, Any]],
-    names: dict[int, str],
-    colors: dict[int, tuple[int, int, int]],
+def draw_boxes(
+    picture: Image.Image, boxes: Sequence[LabelledBox], num_classes: int, short_side: int = 480
 ) -> Image.Image:
-    with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
-    scale = max(1.0, _SHORT_SIDE / min(picture.size))
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-    pen = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(_FONT_SIZE)
-    # Names last, so that no box crosses one; large boxes first, so that small ones stay visible.
-    ordered = sorted(annotations, key=lambda a: -a["bbox"][2] * a["bbox"][3])
-    for annotation in ordered:
-        x, y, width, height = (value * scale for value in annotation["bbox"])
-        pen.rectangle(
-            (x, y, x + width, y + height), outline=colors[annotation["category_id"]], width=2
-        )
-    for annotation in ordered:
-        name = names[annotation["category_id"]] + (" (crowd)" if annotation.get("iscrowd") else "")
-        _label(pen, font, name, annotation, scale, picture.size, colors)
-    return picture
+    """A copy of the picture, enlarged to ``short_side`` pixels if it is smaller, with the boxes."""
+    scale = max(1.0, short_side / min(picture.size))
+    drawn = picture.convert("RGB").resize(tuple(round(side * scale) for side in picture.size))
+    pen = ImageDraw.Draw(drawn)
+    # Texts last, so that no box crosses one; large boxes first, so that small ones stay visible.
+    ordered = sorted(boxes, key=lambda box: -box.width * box.height)
+    for box in ordered:
+        corners = (box.x, box.y, box.x + box.width, box.y + box.height)
+        color = _color(box.class_index, num_classes)
+        pen.rectangle([scale * corner for corner in corners], outline=color, width=2)
+    for box in ordered:
+        _label(pen, box, scale, drawn.size, _color(box.class_index, num_classes))
+    return drawn
 
 
 def _label(
     pen: ImageDraw.ImageDraw,
-    font: Any,
-    name: str,
-    annotation: dict[str, Any],
+    box: LabelledBox,
     scale: float,
     size: tuple[int, int],
-    colors: dict[int, tuple[int, int, int]],
+    color: tuple[int, int, int],
 ) -> None:
-    """Writes a name on a patch of its colour above the box, or inside where there is no room."""
-    _, _, width, height = pen.textbbox((0, 0), name, font=font)
-    x, y = annotation["bbox"][0] * scale, annotation["bbox"][1] * scale
+    """Writes a text on a patch of its colour above the box, or inside where there is no room."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    _, _, width, height = pen.textbbox((0, 0), box.text, font=font)
+    x, y = box.x * scale, box.y * scale
     x = min(max(x, 0), size[0] - width - 4)
     y = y - height - 2 if y >= height + 2 else y + 2
-    color = colors[annotation["category_id"]]
     pen.rectangle((x, y, x + width + 4, y + height + 2), fill=color)
     dark = sum(weight * part for weight, part in zip((0.3, 0.59, 0.11), color, strict=True)) < 140
-    pen.text((x + 2, y), name, font=font, fill="white" if dark else "black")
+    pen.text((x + 2, y), box.text, font=font, fill="white" if dark else "black")
 
 
 def _color(index: int, count: int) -> tuple[int, int, int]:

@@ -11,8 +11,9 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image, ImageDraw
 
+from ..data.draw import draw_boxes
 from . import runs, setup
-from .inference import best_threshold, detect, draw, load_detector
+from .inference import best_threshold, detect, labelled_boxes, load_detector
 
 CONFIG = "retinanet_tiny"
 DATASET = "shapes"
@@ -57,14 +58,13 @@ def draw_comparison(losses: Sequence[str], output: Path, num_images: int = 4) ->
     dicts = sorted(DatasetCatalog.get(name), key=lambda d: -len(d["annotations"]))[:num_images]
     for dataset_dict in dicts:
         image = read_image(dataset_dict["file_name"], format="RGB")
-        scale = 400 / image.shape[1]
-        row = {"ground truth": draw(image, _ground_truth(dataset_dict), class_names, scale)}
+        row = {"ground truth": _draw(image, _ground_truth(dataset_dict), class_names)}
         for loss, detector in detectors.items():
             bgr = detector.cfg.INPUT.FORMAT == "BGR"
             instances = detect(detector, image[:, :, ::-1] if bgr else image)
             assert detector.run_dir is not None
             kept = instances[instances.scores >= best_threshold(detector.run_dir)]
-            row[loss] = draw(image, kept, class_names, scale)
+            row[loss] = _draw(image, kept, class_names)
         rows.append(row)
     path = output / "detections.png"
     _montage(rows).save(path)
@@ -81,9 +81,14 @@ def _ground_truth(dataset_dict: dict[str, Any]) -> Instances:
     )
 
 
-def _montage(rows: Sequence[dict[str, np.ndarray]]) -> Image.Image:
-    width = max(picture.shape[1] for row in rows for picture in row.values()) + _MARGIN
-    heights = [max(p.shape[0] for p in row.values()) + _CAPTION + _MARGIN for row in rows]
+def _draw(image: np.ndarray, instances: Instances, class_names: Sequence[str]) -> Image.Image:
+    boxes = labelled_boxes(instances, class_names)
+    return draw_boxes(Image.fromarray(image), boxes, len(class_names), short_side=400)
+
+
+def _montage(rows: Sequence[dict[str, Image.Image]]) -> Image.Image:
+    width = max(picture.width for row in rows for picture in row.values()) + _MARGIN
+    heights = [max(p.height for p in row.values()) + _CAPTION + _MARGIN for row in rows]
     sheet = Image.new("RGB", (width * len(rows[0]) + _MARGIN, sum(heights)), "white")
     pen = ImageDraw.Draw(sheet)
     top = 0
@@ -91,6 +96,6 @@ def _montage(rows: Sequence[dict[str, np.ndarray]]) -> Image.Image:
         for column, (caption, picture) in enumerate(row.items()):
             left = _MARGIN + column * width
             pen.text((left, top + 4), caption, fill="black", font_size=16)
-            sheet.paste(Image.fromarray(picture), (left, top + _CAPTION))
+            sheet.paste(picture, (left, top + _CAPTION))
         top += height
     return sheet

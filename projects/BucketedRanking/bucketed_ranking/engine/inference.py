@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
-from matplotlib.colors import hsv_to_rgb
 from PIL import Image
 from torch import nn
 
 from ..data.catalog import register
+from ..data.draw import LabelledBox, draw_boxes
 from ..data.registry import DatasetEntry, list_datasets, split_names
 from ..environment import choose_device
 from ..errors import BucketRankError
@@ -31,8 +29,6 @@ from .setup import load_config, load_run_config, merge_options
 
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3
-# Small pictures are enlarged to this longer side, in pixels, so that their labels can be read.
-_DRAWN_SIDE = 720
 PREDICTIONS = "predictions.json"
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -227,10 +223,9 @@ def predict(
             continue
         instances = detect(detector, image)
         instances = instances[instances.scores >= score_threshold]
-        rgb = image[:, :, ::-1] if detector.cfg.INPUT.FORMAT == "BGR" else image
-        scale = max(1.0, _DRAWN_SIDE / max(image.shape[:2]))
-        drawn = draw(rgb, instances, class_names, scale)
-        Image.fromarray(drawn).save(_free_name(output_dir, path.stem))
+        boxes = labelled_boxes(instances, class_names)
+        picture = Image.fromarray(convert_image_to_rgb(image, detector.cfg.INPUT.FORMAT))
+        draw_boxes(picture, boxes, len(class_names)).save(_free_name(output_dir, path.stem))
         for result in instances_to_coco_json(instances, image_id):
             index = result["category_id"]
             result |= {"category_id": category_ids[index], "category": class_names[index]}
@@ -279,15 +274,13 @@ def detect(detector: Detector, image: np.ndarray) -> Instances:
     return detector.model([inputs])[0]["instances"].to("cpu")
 
 
-def draw(
-    image: np.ndarray, instances: Instances, class_names: Sequence[str], scale: float = 1.0
-) -> np.ndarray:
-    """Draw boxes, classes and scores, where there are, on an RGB image [H, W, 3].
-
-    Every class has a colour of its own; `scale` enlarges the picture.
-    """
-    hues = [index / len(class_names) for index in range(len(class_names))]
-    colours = [tuple(255 * channel for channel in hsv_to_rgb((h, 0.75, 1.0))) for h in hues]
-    metadata = Metadata(thing_classes=list(class_names), thing_colors=colours)
-    pen = Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION)
-    return pen.draw_instance_predictions(instances).get_image()
+def labelled_boxes(instances: Instances, class_names: Sequence[str]) -> list[LabelledBox]:
+    """Detections (or ground truth, without scores) as boxes to draw."""
+    texts = [class_names[index] for index in instances.pred_classes]
+    if instances.has("scores"):
+        texts = [f"{t} {s:.2f}" for t, s in zip(texts, instances.scores, strict=True)]
+    corners = instances.pred_boxes.tensor
+    sizes = corners[:, 2:] - corners[:, :2]
+    numbers = torch.cat([corners[:, :2], sizes], dim=1).tolist()
+    classes = instances.pred_classes.tolist()
+    return [LabelledBox(*n, c, t) for n, c, t in zip(numbers, classes, texts, strict=True)]
