@@ -41,9 +41,9 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2():
 
 
 def test_what_the_machine_refuses_is_a_sentence_too():
-    result = run_raising(PermissionError(errno.EACCES, "Permission denied", "/root/runs"))
+    result = run_raising(PermissionError(errno.EACCES, "Permission denied", "/elsewhere/runs"))
     assert result.exit_code == 2
-    assert result.stderr == "Permission denied: /root/runs; free it or choose another.\n"
+    assert result.stderr == "Permission denied: /elsewhere/runs; free it or choose another.\n"
     assert isinstance(run_raising(FileNotFoundError("a bug")).exception, FileNotFoundError)
 
 
