@@ -52,6 +52,7 @@ def train(
         say(f"The run in {cfg.OUTPUT_DIR} is finished: there is nothing left to do.")
         print_results(runs.read_json(Path(cfg.OUTPUT_DIR) / runs.RESULTS))
         return
+    runs.prepare_run(cfg, resume)
     runs.choose_seed(cfg, seed, resume)
     say(
         f"Training {Path(config).stem} with {cfg.MODEL.RANKING.LOSS} on {names[0]} "
@@ -67,4 +68,9 @@ def train(
         )
         raise typer.Exit(130) from None
     print_results(results)
+    if results["unreadable_images"]:
+        say(
+            f"{results['unreadable_images']} training images could not be read and were replaced "
+            f"by others; {cfg.OUTPUT_DIR}/{runs.RECORD} names them."
+        )
     say(f"Everything is in {cfg.OUTPUT_DIR}: results.json, log.txt, metrics.json, ...")

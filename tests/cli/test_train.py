@@ -8,6 +8,8 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
+from detectron2.data import DatasetMapper
+
 from bucketed_ranking.data.registry import add_dataset
 from bucketrank_cli.main import app
 from tests.coco_blobs import write_blobs
@@ -45,6 +47,7 @@ def test_train_refuses_to_overwrite(run_dir):
     result = invoke("train", "retinanet_tiny", "--dataset", "cells", "--output", run_dir, *SHORT)
     assert result.exit_code == 2
     assert "is not empty; add --resume" in result.output
+    assert "Training" not in result.output
 
 
 def test_resume_says_when_nothing_is_left_to_do(run_dir):
@@ -61,6 +64,23 @@ def test_resume_trains_longer_when_asked(cells, tmp_path):
     result = invoke(*arguments, "SOLVER.MAX_ITER", "6", "--resume")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] == 6
+
+
+def test_images_that_break_during_training_are_counted(cells, tmp_path, monkeypatch):
+    read = DatasetMapper.__call__
+
+    def fails_on_some(self, dataset_dict):
+        if self.is_train and dataset_dict["file_name"].endswith(("002.jpg", "003.jpg")):
+            raise OSError("truncated")
+        return read(self, dataset_dict)
+
+    monkeypatch.setattr(DatasetMapper, "__call__", fails_on_some)
+    arguments = ["--dataset", "cells", "--output", tmp_path / "run", *SHORT]
+    result = invoke("train", "retinanet_tiny", *arguments, "SOLVER.MAX_ITER", "10")
+    assert result.exit_code == 0, result.output
+    assert "2 training images could not be read" in result.output
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [Path(name).name for name in record["unreadable_images"]] == ["002.jpg", "003.jpg"]
 
 
 def test_the_default_folder_names_config_loss_and_data_set(cells, tmp_path, monkeypatch):

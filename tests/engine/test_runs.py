@@ -48,7 +48,10 @@ def test_a_run_leaves_everything_that_is_needed_later(tmp_path):
     lines = [json.loads(line) for line in (run_dir / "metrics.json").read_text().splitlines()]
     assert any("loss_rank" in line for line in lines)
     assert any("bbox/AP" in line for line in lines)
-    assert "Environment" in (run_dir / "log.txt").read_text()
+    log = (run_dir / "log.txt").read_text()
+    assert "Environment" in log
+    assert "DatasetInfo(name='blobs_train'" in log
+    assert "skipped={}" in log
     assert list(run_dir.glob("events.out.tfevents*"))
 
 

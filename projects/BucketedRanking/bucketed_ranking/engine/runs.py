@@ -29,6 +29,8 @@ from .evaluation import write_results
 from .hooks import TrainingInterruptedError
 from .trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 RECORD = "run.json"
 RESULTS = "results.json"
 _DIVERGED = (
@@ -164,7 +166,9 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
     datasets = {name: register(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     with run_logging(output):
         seed_all_rng(cfg.SEED + comm.get_rank())
-        logging.getLogger("bucketed_ranking").info("Environment:\n%s", collect_env_info())
+        logger.info("Environment:\n%s", collect_env_info())
+        for info in datasets.values():
+            logger.info("%s", info)  # with what was skipped, and how often
         record = {
             "identity": _identity(cfg),
             "command": sys.argv,
