@@ -85,8 +85,8 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         if self.start_iter > 0:
             self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, self.start_iter))
-            if comm.is_main_process():
-                drop_metrics_after(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+        if resume and comm.is_main_process():
+            drop_metrics_after(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
 
     @property
     def unreadable_images(self) -> set[str]:
