@@ -139,7 +139,6 @@ def _prefix_sums_of_ranges(place: Tensor, limit: Tensor, weights: Tensor, bounds
     count, ranges = place.numel(), bounds.shape[0] - 1
     index = torch.arange(count, device=place.device)
     rows = weights.T.contiguous()  # points first: what is gathered together lies together
-    bounds = bounds.flatten()
     sums = rows.new_zeros(ranges, count, rows.shape[1])
     for bit in reversed(range(_BLOCK_BITS, count.bit_length())):
         zero = (place >> bit) & 1 == 0
@@ -148,13 +147,13 @@ def _prefix_sums_of_ranges(place: Tensor, limit: Tensor, weights: Tensor, bounds
         target = torch.where(zero, zeros_before[:-1], zeros + index - zeros_before[:-1])
         place = torch.empty_like(place).scatter_(0, target, place)
         rows = torch.empty_like(rows).index_copy_(0, target, rows)
-        zero_bounds = zeros_before.index_select(0, bounds)
+        zero_bounds = zeros_before.index_select(0, bounds.flatten())
         one = (limit >> bit) & 1 == 1
         # Where the limit has a one, every point of the range with a zero lies below it.
         before = pad(rows.cumsum(0), (0, 0, 1, 0)).index_select(0, zero_bounds)
         sums.addcmul_(before.view(ranges + 1, count, -1).diff(dim=0), one[:, None].to(rows.dtype))
-        ones_side = one.repeat(ranges + 1)
-        bounds = torch.where(ones_side, zeros + bounds - zero_bounds, zero_bounds)
+        zero_bounds = zero_bounds.view_as(bounds)
+        bounds = torch.where(one, zeros + bounds - zero_bounds, zero_bounds)
     return sums.permute(2, 0, 1)
 
 
