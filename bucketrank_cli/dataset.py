@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .doctor import Format
+from .options import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,16 +64,16 @@ def add(
         val_fraction=val_fraction,
         force=force,
     )
-    _print(f"Added to {registry_file()}:")
+    say(f"Added to {registry_file()}:")
     reports = [check_dataset(entry) for entry in entries]
     for report in reports:
-        _print(f"  {report.name}: {_counts(report)}, {_verdict(report)}")
+        say(f"  {report.name}: {_counts(report)}, {_verdict(report)}")
     if not all(report.ok for report in reports):
-        _print(f"See what is wrong: bucketrank dataset check {name}")
+        say(f"See what is wrong: bucketrank dataset check {name}")
     if len(entries) == 2:
-        _print(f"Train on it: bucketrank train retinanet_tiny --dataset {name}")
+        say(f"Train on it: bucketrank train retinanet_tiny --dataset {name}")
     else:
-        _print(f"Look at it: bucketrank dataset show {name} --draw 8")
+        say(f"Look at it: bucketrank dataset show {name} --draw 8")
 
 
 @app.command("list")
@@ -98,9 +99,9 @@ def list_all(output_format: OutputFormat = Format.table) -> None:
     _print_table(table)
     absent = [entry.name for entry in entries if entry not in shown]
     if absent:
-        _print(f"Known to Detectron2, but absent under {detectron2_root()}: {', '.join(absent)}")
-    _print("A pair NAME_train and NAME_val also goes by NAME, as in --dataset NAME.")
-    _print(f"Yours are kept in {registry_file()}; `bucketrank dataset add` adds one.")
+        say(f"Known to Detectron2, but absent under {detectron2_root()}: {', '.join(absent)}")
+    say("A pair NAME_train and NAME_val also goes by NAME, as in --dataset NAME.")
+    say(f"Yours are kept in {registry_file()}; `bucketrank dataset add` adds one.")
 
 
 @app.command()
@@ -129,7 +130,7 @@ def show(
     for summary in summaries:
         _print_summary(summary)
     if drawn:
-        _print(f"Drew {len(drawn)} pictures into {folder}")
+        say(f"Drew {len(drawn)} pictures into {folder}")
 
 
 @app.command()
@@ -157,20 +158,12 @@ def remove(name: Name) -> None:
     from bucketed_ranking.data.registry import registry_file, remove_dataset
 
     removed = remove_dataset(name)
-    _print(f"Removed {' and '.join(removed)} from {registry_file()}; the files are untouched.")
+    say(f"Removed {' and '.join(removed)} from {registry_file()}; the files are untouched.")
 
 
 def _entry_fields(entry: "DatasetEntry") -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "origin": entry.origin,
-        "present": entry.present,
-        "json": str(entry.json),
-        "images": str(entry.images),
-        "part": entry.part,
-        "val_fraction": entry.val_fraction,
-        "source": entry.source and str(entry.source),
-    }
+    source = entry.source and str(entry.source)
+    return {**entry.as_dict(), "present": entry.present, "source": source}
 
 
 def _print_summary(summary: "Summary") -> None:
@@ -179,19 +172,19 @@ def _print_summary(summary: "Summary") -> None:
     def share(count: int) -> str:
         return f"{100 * count / max(1, summary.num_boxes):.1f}"
 
-    _print(f"{summary.name}: {summary.num_images} images, {summary.num_boxes} boxes", style="bold")
-    _print(f"  JSON     {summary.json}")
-    _print(f"  images   {summary.images_folder}")
+    say(f"{summary.name}: {summary.num_images} images, {summary.num_boxes} boxes", style="bold")
+    say(f"  JSON     {summary.json}")
+    say(f"  images   {summary.images_folder}")
     for what, (low, median, high) in (("width", summary.widths), ("height", summary.heights)):
-        _print(f"  {what:<8} {low} to {high} px, median {median}")
-    _print(f"  masks    {'yes' if summary.has_masks else 'no'}")
+        say(f"  {what:<8} {low} to {high} px, median {median}")
+    say(f"  masks    {'yes' if summary.has_masks else 'no'}")
     if summary.num_crowds:
-        _print(f"  crowds   {summary.num_crowds}, left out of the counts")
+        say(f"  crowds   {summary.num_crowds}, left out of the counts")
     if summary.num_empty_images:
-        _print(f"  empty    {summary.num_empty_images} images without a box")
+        say(f"  empty    {summary.num_empty_images} images without a box")
     if summary.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
-        _print(f"  skipped  {reasons}")
+        say(f"  skipped  {reasons}")
     classes = Table("class", *_right("boxes", "%", "images"))
     for row in summary.classes:
         classes.add_row(_escape(row.name), str(row.boxes), share(row.boxes), str(row.images))
@@ -208,7 +201,7 @@ def _print_report(report: "CheckReport") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    _print(f"{report.name}: {_counts(report)}, {_verdict(report)}", style="bold")
+    say(f"{report.name}: {_counts(report)}, {_verdict(report)}", style="bold")
     if not report.findings:
         return
     table = Table("what", *_right("count"), "then", "for example", show_lines=True)
@@ -242,14 +235,6 @@ def _escape(value: object) -> str:
     from rich.markup import escape
 
     return escape(str(value))
-
-
-def _print(line: str, style: str | None = None) -> None:
-    """One line, never folded: paths and commands stay whole to be copied."""
-    from rich.console import Console
-    from rich.text import Text
-
-    Console().print(Text(line, style=style or ""), soft_wrap=True)
 
 
 def _print_table(table: "Table") -> None:

@@ -22,7 +22,7 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.json; left out, RUN_DIR/eval-DATASET."),
+        typer.Option(help="Folder for results.json; left out, RUN_DIR/eval-DATASET-WEIGHTS."),
     ] = None,
     device: Device = None,
 ) -> None:

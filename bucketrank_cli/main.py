@@ -1,7 +1,6 @@
 """The frame of the command line: its commands, its version, and how its errors look."""
 
 import errno
-import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -53,8 +52,6 @@ app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    # Of fvcore and Detectron2, at their import: nothing that a user can act on.
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     try:
         app(prog_name="bucketrank")
     except Exception as error:

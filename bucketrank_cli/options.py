@@ -16,11 +16,12 @@ ConfigOptions = Annotated[
 ]
 
 
-def say(sentence: str) -> None:
-    """Print a sentence, left whole however narrow the terminal is."""
+def say(sentence: str, style: str | None = None) -> None:
+    """Print a line, never folded: paths and commands stay whole to be copied."""
     from rich.console import Console
+    from rich.text import Text
 
-    Console().print(sentence, soft_wrap=True, highlight=False, markup=False)
+    Console().print(Text(sentence, style=style or ""), soft_wrap=True)
 
 
 def print_results(results: dict[str, Any]) -> None:

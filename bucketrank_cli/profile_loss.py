@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device
+from .options import ConfigOptions, Device, say
 
 
 def profile_loss(
@@ -68,4 +68,4 @@ def profile_loss(
         force=force,
     )
     job.profile_losses(request, console)
-    console.print(f"Numbers and plots are in {out}.", highlight=False)
+    say(f"Numbers and plots are in {out}.")

@@ -4,7 +4,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 
-from bucketed_ranking.engine.setup import load_config
+from bucketed_ranking.engine.setup import load_config, set_num_classes
 
 NUM_CLASSES = 4
 DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
@@ -23,7 +23,7 @@ NARROW = [
 
 def narrow_config(name: str, loss: str, *options: str) -> CfgNode:
     cfg = load_config(name, loss=loss, options=[*NARROW, *options], device="cpu")
-    cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES
+    set_num_classes(cfg, NUM_CLASSES)
     return cfg
 
 

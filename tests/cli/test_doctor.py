@@ -117,6 +117,13 @@ def test_requiring_detectron2_says_what_is_lacking_and_how_to_get_it(without_det
     assert environment.DETECTRON2_COMMIT in str(caught.value)
 
 
+def test_requiring_a_detectron2_that_does_not_import_is_a_sentence_too(monkeypatch):
+    monkeypatch.setattr(environment, "import_detectron2", lambda: False)
+    monkeypatch.setattr(environment, "find_spec", lambda name: object())
+    with pytest.raises(BucketRankError, match="installed but does not import; install it again"):
+        environment.require_detectron2("Training")
+
+
 def test_the_losses_import_without_detectron2():
     script = (
         "import sys; sys.modules['detectron2'] = None\n"

@@ -178,6 +178,14 @@ def test_predict_draws_and_writes_coco_results(run_dir, cells, tmp_path):
     assert all(len(p["bbox"]) == 4 for p in predictions)
 
 
+@pytest.mark.parametrize("source", ["retinanet_tiny", "no_such_run"])
+def test_predict_with_what_is_no_run_is_told(source, run_dir, cells, tmp_path):
+    picture, weights = cells / "test" / "images" / "001.jpg", run_dir / "model_final.pth"
+    result = invoke("predict", source, picture, "--weights", weights, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"There is no run in {source}" in result.output
+
+
 def test_predict_overwrites_no_picture(run_dir, cells, tmp_path):
     picture = cells / "test" / "images" / "001.jpg"
     assert invoke("predict", run_dir, picture, picture, "--out", tmp_path).exit_code == 0

@@ -117,15 +117,13 @@ class RankingCriterion(nn.Module):
         losses["loss_box_reg"] = localisation * self._box_scale(classification, localisation)
 
         self.statistics = {
-            "num_positives": positives.new_tensor(positives.numel()),
+            "num_positives": positives.new_full((), positives.numel()),
             "mean_quality": qualities.sum() / max(positives.numel(), 1),
             "box_error": localisation.detach(),
-            **{
-                name.removeprefix("loss_") + "ing_error": losses[name].detach()
-                for name in losses
-                if name in ("loss_rank", "loss_sort")
-            },
+            "ranking_error": losses["loss_rank"].detach(),
         }
+        if "loss_sort" in losses:
+            self.statistics["sorting_error"] = losses["loss_sort"].detach()
         return {name: self.weight * value for name, value in losses.items()}
 
     @staticmethod

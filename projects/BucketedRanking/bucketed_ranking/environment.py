@@ -125,18 +125,23 @@ def import_detectron2() -> bool:
 
 
 def require_detectron2(what: str) -> None:
-    """Say what is lacking and how to get it, where `what` needs Detectron2 and it is not there.
+    """Import Detectron2, or say what is lacking and how to get it, where `what` needs it.
 
     Args:
         what: what was asked for, as the beginning of a sentence: "Training RetinaNet".
 
     Raises:
-        BucketRankError: where detectron2 is not installed.
+        BucketRankError: where detectron2 is not installed, or does not import.
     """
     if find_spec("detectron2") is None:
         raise BucketRankError(
             f"{what} needs detectron2, which is not installed; {GET_DETECTRON2}. "
             "`bucketrank doctor` shows everything that is missing."
+        )
+    if not import_detectron2():
+        raise BucketRankError(
+            f"{what} needs detectron2, which is installed but does not import; install it again: "
+            f"{GET_DETECTRON2}."
         )
 
 

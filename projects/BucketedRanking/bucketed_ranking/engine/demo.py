@@ -51,6 +51,7 @@ def draw_comparison(losses: Sequence[str], output: Path, num_images: int = 4) ->
         The picture's path, `output`/detections.png.
     """
     detectors = {loss: load_detector(str(output / f"{CONFIG}-{loss}")) for loss in losses}
+    thresholds = {loss: best_threshold(d.run_dir) for loss, d in detectors.items()}
     name = next(iter(detectors.values())).cfg.DATASETS.TEST[0]
     class_names = MetadataCatalog.get(name).thing_classes
     rows = []
@@ -62,8 +63,7 @@ def draw_comparison(losses: Sequence[str], output: Path, num_images: int = 4) ->
         for loss, detector in detectors.items():
             bgr = detector.cfg.INPUT.FORMAT == "BGR"
             instances = detect(detector, image[:, :, ::-1] if bgr else image)
-            assert detector.run_dir is not None
-            kept = instances[instances.scores >= best_threshold(detector.run_dir)]
+            kept = instances[instances.scores >= thresholds[loss]]
             row[loss] = _draw(image, kept, class_names)
         rows.append(row)
     path = output / "detections.png"

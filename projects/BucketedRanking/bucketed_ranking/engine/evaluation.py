@@ -17,6 +17,8 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
+from ..data.files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -118,10 +120,7 @@ def _tidy(metrics: dict[str, float]) -> dict[str, Any]:
 def write_results(path: Path, results: Any) -> None:
     """Write `results` as JSON, null for NaN, in one step, on the main process only."""
     if comm.is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(_without_nan(results), indent=2) + "\n")
-        partial.replace(path)
+        write_atomically(path, json.dumps(_without_nan(results), indent=2) + "\n")
 
 
 def _without_nan(value: Any) -> Any:

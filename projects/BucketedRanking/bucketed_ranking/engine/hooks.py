@@ -30,6 +30,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
+def ranking_criteria(model: nn.Module) -> dict[str, RankingCriterion]:
+    """The ranking criteria of a model's heads, by their names in it."""
+    modules = unwrap(model).named_modules()
+    return {name: module for name, module in modules if isinstance(module, RankingCriterion)}
+
+
 class SeedEachIteration(HookBase):
     """Seeds every random number generator by (seed, rank, iteration).
 
@@ -53,11 +59,7 @@ class RankingStatistics(HookBase):
 
     def __init__(self, model: nn.Module, period: int = 20):
         self.period = period
-        self.criteria = {
-            name: module
-            for name, module in unwrap(model).named_modules()
-            if isinstance(module, RankingCriterion)
-        }
+        self.criteria = ranking_criteria(model)
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period == 0:

@@ -25,7 +25,7 @@ from .checkpoint import SafeCheckpointer
 from .data_loader import UNREADABLE
 from .evaluation import evaluate_model, write_results
 from .runs import RECORD, RESULTS, is_run, read_json, run_logging
-from .setup import load_config, load_run_config, merge_options
+from .setup import load_config, load_run_config, merge_options, set_num_classes
 
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3
@@ -70,13 +70,16 @@ def load_detector(
         merge_options(cfg, options)
         cfg.MODEL.DEVICE = choose_device(device)
         weights = weights or str(newest_checkpoint(path))
-    elif path.is_dir():
-        raise BucketRankError(f"The folder {path} is not a run's: it holds no run.json.")
+    elif path.is_dir() or num_classes is None:
+        raise BucketRankError(
+            f"There is no run in {path}: it holds no run.json; name the output folder of a "
+            "`bucketrank train`."
+        )
     else:
         cfg = load_config(source, device=device, options=options)
         if weights is None:
             raise BucketRankError(f"To use the config {source}, name its weights with --weights.")
-        cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+        set_num_classes(cfg, num_classes)
     return build_detector(cfg, weights, path if is_run(path) else None)
 
 

@@ -132,9 +132,14 @@ def configure_datasets(cfg: CfgNode, train: str, val: str) -> tuple[DatasetInfo,
     train_info, val_info = register(train), register(val)
     require_same_classes(train_info, val_info)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (val,)
-    cfg.MODEL.RETINANET.NUM_CLASSES = train_info.num_classes
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = train_info.num_classes
+    set_num_classes(cfg, train_info.num_classes)
     return train_info, val_info
+
+
+def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
+    """Tell every head how many classes there are."""
+    cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
 
 
 def choose_datasets(

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..criterion import RankingCriterion
 from ..engine import runs, setup
-from ..engine.hooks import SeedEachIteration, unwrap
+from ..engine.hooks import SeedEachIteration, ranking_criteria, unwrap
 from ..engine.trainer import Trainer
 from ..errors import BucketRankError
 from .cases import Case
@@ -78,11 +78,7 @@ class _Recorder(HookBase):
         self.cases: list[Case] = []
         self._iteration = iteration
         self._handles: list[RemovableHandle] = []
-        self._criteria = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, RankingCriterion)
-        }
+        self._criteria = ranking_criteria(model)
         self._owners = {
             name: type(model.get_submodule(name.rpartition(".")[0])).__name__
             for name in self._criteria
