@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import dataset, demo, doctor, evaluate, predict, profile_loss, train
+from . import dataset, demo, doctor, evaluate, predict, profile_loss, table, train
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -47,6 +47,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("demo")(demo.demo)
+app.command("table")(table.table)
 app.command("profile-loss")(profile_loss.profile_loss)
 app.command("doctor")(doctor.doctor)
 

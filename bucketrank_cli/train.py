@@ -32,6 +32,10 @@ def train(
         typer.Option(help="Folder of the run; left out, runs/CONFIG-LOSS-DATASET."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in it.")] = False,
+    auto_resume: Annotated[
+        bool,
+        typer.Option("--auto-resume", help="Go on with the run in it if there is one, else start."),
+    ] = False,
     num_gpus: Annotated[int, typer.Option(min=1, help="GPUs, one process each.")] = 1,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of everything random; left out, a random one.")
@@ -48,6 +52,7 @@ def train(
     names = setup.choose_datasets(cfg, dataset, train_split, val_split)
     info, _ = setup.configure_datasets(cfg, *names)
     cfg.OUTPUT_DIR = str(output or setup.default_output(config, cfg))
+    resume = resume or (auto_resume and runs.is_run(Path(cfg.OUTPUT_DIR)))
     if resume and runs.is_finished(Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER):
         say(f"The run in {cfg.OUTPUT_DIR} is finished: there is nothing left to do.")
         print_results(runs.read_json(Path(cfg.OUTPUT_DIR) / runs.RESULTS))

@@ -85,6 +85,23 @@ def choose_device(device: str | None) -> str:
     return device
 
 
+def cpu_name() -> str:
+    """What the processor is called by its maker."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_name(device: str) -> str:
+    """What a torch device is called by its maker: the GPU's or the processor's name."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
+
+
 def configs_root() -> Path:
     """The folder of configs: inside an installed package, else the checkout's own.
 

@@ -1,8 +1,10 @@
 """Training runs: their folder, their record, starting, resuming and finishing them."""
 
+import hashlib
 import json
 import logging
 import random
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,16 +25,19 @@ from torch.multiprocessing import ProcessRaisedException
 
 from ..data.catalog import register
 from ..data.registry import find_dataset
-from ..environment import git_commit, installed_versions
+from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
 from .evaluation import write_results
 from .hooks import TrainingInterruptedError
+from .setup import default_config
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
 RESULTS = "results.json"
+# What is in the folder of a run that was stopped before it had begun.
+_WRITTEN_FIRST = {"config.yaml", "log.txt"}
 _DIVERGED = (
     "Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or clip gradients "
     "(SOLVER.CLIP_GRADIENTS.ENABLED True)."
@@ -64,7 +69,7 @@ def prepare_run(cfg: CfgNode, resume: bool) -> Path:
                 f"There is no run to resume in {output}; leave --resume out to start one."
             )
         _check_same_run(cfg, output)
-    elif output.exists() and any(output.iterdir()):
+    elif output.exists() and {path.name for path in output.iterdir()} - _WRITTEN_FIRST:
         raise BucketRankError(
             f"The output folder {output} is not empty; add --resume to go on with the run in it, "
             "or choose another with --output."
@@ -97,6 +102,31 @@ def is_finished(run_dir: Path, max_iter: int) -> bool:
         return False
     record = read_json(run_dir / RECORD)
     return record["state"] == "finished" and record["iterations"] >= max_iter
+
+
+def config_hash(cfg: CfgNode) -> str:
+    """A short hash of what decides a run's result but its seed.
+
+    It is over the keys that differ from their defaults, so that a new key changes no hash; the
+    folder and the device are left out.
+    """
+    defaults = default_config()
+    cfg = cfg.clone()
+    for given in (cfg, defaults):
+        given.OUTPUT_DIR, given.SEED, given.MODEL.DEVICE = "", 0, ""
+    before = set(_flat(defaults))
+    changed = sorted(item for item in _flat(cfg) if item not in before)
+    return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:12]
+
+
+def _flat(node: CfgNode, prefix: str = "") -> list[str]:
+    lines = []
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            lines += _flat(value, f"{prefix}{name}.")
+        else:
+            lines.append(f"{prefix}{name}: {value!r}")
+    return lines
 
 
 def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:
@@ -154,8 +184,7 @@ def train(cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1) -> dict[str,
             raise TrainingInterruptedError(record["iterations"]) from error
         if record["state"] == "diverged":
             raise BucketRankError(
-                f"Training diverged at iteration {record['iterations']}; {_DIVERGED} The log is in "
-                f"{output / 'log.txt'}."
+                f"{record['error']} The log is in {output / 'log.txt'}."
             ) from error
         raise
     return read_json(output / RESULTS)
@@ -173,7 +202,10 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             "identity": _identity(cfg),
             "command": sys.argv,
             "seed": cfg.SEED,
+            "config_hash": config_hash(cfg),
             "device": cfg.MODEL.DEVICE,
+            "device_name": device_name(cfg.MODEL.DEVICE),
+            "threads": torch.get_num_threads(),
             "processes": comm.get_world_size(),
             "started": _now(),
             "versions": installed_versions("torchvision", "detectron2", "numpy", "pycocotools"),
@@ -192,15 +224,20 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             record["state"] = "finished"
         except FloatingPointError as error:
             record["state"] = "diverged"
+            record["error"] = (
+                f"Training diverged at iteration {trainer.iter}: {_one_line(error)} {_DIVERGED}"
+            )
             raise BucketRankError(
-                f"Training diverged at iteration {trainer.iter}: {_one_line(error)} {_DIVERGED} "
-                f"The log is in {output / 'log.txt'}."
+                f"{record['error']} The log is in {output / 'log.txt'}."
             ) from error
         except (TrainingInterruptedError, KeyboardInterrupt):
             record["state"] = "interrupted"
             raise
+        except Exception as error:
+            record["state"] = "failed"
+            record["error"] = f"{type(error).__name__}: {_one_line(error)}"
+            raise
         finally:
-            record["state"] = "failed" if record["state"] == "training" else record["state"]
             record["iterations"] = min(trainer.iter, trainer.max_iter)
             record["ended"] = _now()
             record["unreadable_images"] = sorted(trainer.unreadable_images)
@@ -227,11 +264,20 @@ def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
         "iterations": trainer.max_iter,
         "seconds_per_iteration": seconds,
         "loss_ms_per_iteration": trainer.loss_timer.median_milliseconds(),
+        "peak_memory_bytes": _peak_memory(cfg.MODEL.DEVICE),
         "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds if seconds else None,
         "final_losses": {k: float(v) for k, (v, _) in latest.items() if k.startswith("loss_")},
         "unreadable_images": len(trainer.unreadable_images),
         **trainer._last_eval_results,
     }
+
+
+def _peak_memory(device: str) -> int:
+    """Of the GPU's memory what tensors took at most; on the CPU the process' resident memory."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _one_line(error: Exception) -> str:

@@ -40,6 +40,13 @@ def find_config(name: str) -> Path:
     )
 
 
+def default_config() -> CfgNode:
+    """Every key of Detectron2 and of this project with its default."""
+    cfg = get_cfg()
+    add_bucketed_ranking_config(cfg)
+    return cfg
+
+
 def load_config(
     config: str,
     *,
@@ -58,8 +65,7 @@ def load_config(
     Raises:
         BucketRankError: an unknown config, loss, key or device, or a value of the wrong type.
     """
-    cfg = get_cfg()
-    add_bucketed_ranking_config(cfg)
+    cfg = default_config()
     path = find_config(config)
     try:
         # A YAML file can ask for code to be run; Detectron2 would do so.
@@ -79,8 +85,7 @@ def load_config(
 
 def load_run_config(run_dir: Path) -> CfgNode:
     """The config that a run was started with, from its folder."""
-    cfg = get_cfg()
-    add_bucketed_ranking_config(cfg)
+    cfg = default_config()
     cfg.merge_from_file(str(run_dir / "config.yaml"), allow_unsafe=False)
     return cfg
 

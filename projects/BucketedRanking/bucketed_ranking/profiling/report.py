@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..environment import git_commit, installed_versions
+from ..environment import cpu_name, git_commit, installed_versions
 from .cases import Case, GridPoint, case_name
 from .memory import METHODS
 from .steps import REFERENCES, algorithm_of, loop_of
@@ -162,7 +162,7 @@ def describe_machine(device: torch.device, dtype: str) -> dict[str, Any]:
     """The machine and the versions that a measurement belongs to."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device),
@@ -173,15 +173,6 @@ def describe_machine(device: torch.device, dtype: str) -> dict[str, Any]:
         **installed_versions("fvcore"),
         "git_commit": git_commit(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def machine_in_words(profile: Profile) -> str:

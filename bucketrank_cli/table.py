@@ -1,0 +1,90 @@
+"""`bucketrank table`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import ConfigOptions, Device, say
+
+
+def table(
+    options: ConfigOptions = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Data set with a train and a val split; left out, the embedded one."),
+    ] = None,
+    detectors: Annotated[
+        str | None,
+        typer.Option(
+            help="Configs by commas, * and ? allowed; left out, the full-size ones made for the "
+            "data set, else retinanet_tiny and faster_rcnn_tiny."
+        ),
+    ] = None,
+    losses: Annotated[
+        str | None, typer.Option(help="By commas; left out, score,ap,bap,rs,brs,rs-exact.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds by commas.")] = "1",
+    profile: Annotated[
+        str, typer.Option(help="paper: exactly the rows of the published table.")
+    ] = "default",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the table; left out, results/DATASET.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs to spread the cells over; left out, all.")
+    ] = None,
+    gpus_per_cell: Annotated[int, typer.Option(min=1, help="GPUs of each cell.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Without GPUs: cells at a time, sharing the cores.")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and the estimated time, and leave.")
+    ] = False,
+    emit_jobs: Annotated[
+        Path | None,
+        typer.Option(help="Write the commands, one a line, into this file instead of running."),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Write the report of what is in the folder.")
+    ] = False,
+    device: Device = None,
+) -> None:
+    """Train a grid of detectors x losses x seeds, and report on it; finished cells are kept."""
+    from rich.console import Console
+
+    from bucketed_ranking.environment import require_detectron2
+
+    require_detectron2("Training a table")
+    from bucketed_ranking.tables import job
+    from bucketed_ranking.tables.grid import Request, default_output
+
+    folder = output or default_output(dataset, profile)
+    console = Console()
+    if report_only:
+        job.report(folder, console)
+        return
+    request = Request(
+        output=folder,
+        dataset=dataset,
+        detectors=_words(detectors),
+        losses=_words(losses),
+        seeds=job.parse_seeds(seeds),
+        profile=profile,
+        options=tuple(options or ()),
+        device=device,
+    )
+    room = job.choose_room(gpus, gpus_per_cell, jobs, device)
+    if dry_run:
+        job.show_plan(request, room, console)
+    elif emit_jobs is not None:
+        count = job.write_jobs(request, room, emit_jobs)
+        say(f"{count} commands are in {emit_jobs}; afterwards `bucketrank table --report-only "
+            f"--output {folder}` collects them.")
+    elif not job.run(request, room, console):
+        say(f"Stopped; the cells under way have saved a checkpoint. The same command goes on.")
+        raise typer.Exit(130)
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())

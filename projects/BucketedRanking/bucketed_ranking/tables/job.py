@@ -1,0 +1,146 @@
+"""The whole of `bucketrank table`: plan, run, job list, report."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..data.files import write_atomically
+from ..errors import BucketRankError
+from . import records
+from .estimate import Estimates, in_words
+from .grid import Cell, Request, is_tiny, plan
+from .runner import InterruptedTableError, Slot, make_slots, run_cells
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where cells run: see :func:`choose_room`."""
+
+    slots: tuple[Slot, ...]
+
+    @property
+    def gpus_per_cell(self) -> int:
+        return max(1, len(self.slots[0].gpus))
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds by commas: "1,2,3".
+
+    Raises:
+        BucketRankError: one is not a whole number from 0 on, or there is none.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() for word in words):
+        raise BucketRankError(f"--seeds takes whole numbers by commas, such as 1,2,3, not {text!r}.")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def choose_room(gpus: int | None, gpus_per_cell: int, jobs: int, device: str | None) -> Room:
+    """The places for cells that a user means.
+
+    Args:
+        gpus: None: all there are; 0: none.
+
+    Raises:
+        BucketRankError: there are not so many, or a cell needs more than there are.
+    """
+    there = torch.cuda.device_count()
+    on_gpu = device is None or device.startswith("cuda")
+    count = (there if on_gpu else 0) if gpus is None else gpus
+    if count > there:
+        raise BucketRankError(f"--gpus is {count}, but this machine has {there}.")
+    if count and gpus_per_cell > count:
+        raise BucketRankError(f"--gpus-per-cell is {gpus_per_cell}, but there are {count} GPUs.")
+    return Room(tuple(make_slots(count, gpus_per_cell, jobs)))
+
+
+def run(request: Request, room: Room, console: Console) -> bool:
+    """Run what is not finished, then report; False where the user stopped it.
+
+    Raises:
+        BucketRankError: see `grid.plan`; or every cell failed.
+    """
+    cells = plan(request)
+    records.write_grid(request.output, cells)
+    console.print(_summary(cells, request.output), soft_wrap=True, highlight=False)
+    complete = True
+    try:
+        run_cells(cells, room.slots, console, _estimates(cells))
+    except InterruptedTableError:
+        complete = False
+    states = [records.read_record(cell) for cell in cells]
+    if any(record.state == records.FINISHED for record in states):
+        report(request.output, console)
+    elif complete:
+        raise BucketRankError(
+            f"No cell of the table in {request.output} could be finished; the first error: "
+            f"{next(record.error for record in states if record.error)}"
+        )
+    return complete
+
+
+def _summary(cells: list[Cell], output: Path) -> str:
+    done = sum(records.read_record(cell).state == records.FINISHED for cell in cells)
+    return f"{len(cells)} cells, {done} of them finished before, in {output}"
+
+
+def _estimates(cells: list[Cell]) -> Estimates:
+    return Estimates(cells)
+
+
+def show_plan(request: Request, room: Room, console: Console) -> None:
+    """Print the cells of a table, their state and how long they will take."""
+    cells = plan(request)
+    estimates = _estimates(cells)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("cell", "state", "iterations", "estimated", "by"):
+        table.add_column(name, justify="right" if name in ("iterations", "estimated") else "left")
+    total, unknown = 0.0, 0
+    for cell in cells:
+        record = records.read_record(cell)
+        known = estimates.per_iteration(cell.config, cell.loss)
+        seconds = estimates.seconds(cell)
+        row = [cell.name, record.state, str(cell.max_iter or "-")]
+        if record.state in (records.FINISHED, records.OBSTRUCTED):
+            row += ["-", record.error or ""]
+        elif known is None or seconds is None:
+            unknown += 1
+            row += ["unknown", ""]
+        else:
+            total += seconds
+            row += [in_words(seconds), known[1]]
+        table.add_row(*row)
+    console.print(table)
+    time_left = in_words(total / len(room.slots))
+    console.print(
+        f"{len(cells)} cells into {request.output}, {len(room.slots)} at a time: about {time_left}"
+        + (f" and {unknown} cells of unknown length" if unknown else ""),
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def write_jobs(request: Request, room: Room, path: Path) -> int:
+    """Write the commands of all cells that are not finished, one a line; returns how many.
+
+    Raises:
+        BucketRankError: the file is there already.
+    """
+    if path.exists():
+        raise BucketRankError(f"There is a file at {path} already; choose another for the jobs.")
+    cells = plan(request)
+    records.write_grid(request.output, cells)
+    (request.output / "cells").mkdir(parents=True, exist_ok=True)
+    states = {cell.name: records.read_record(cell).state for cell in cells}
+    todo = [c for c in cells if states[c.name] not in (records.FINISHED, records.OBSTRUCTED)]
+    write_atomically(path, "".join(f"{cell.job(room.gpus_per_cell)}\n" for cell in todo))
+    return len(todo)
+
+
+def report(output: Path, console: Console) -> None:
+    """Write table.md, .csv, .json and .html of what is in the folder, and print the table."""

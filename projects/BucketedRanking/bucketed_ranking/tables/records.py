@@ -1,0 +1,200 @@
+"""What is stored of a table: its list of cells, and of each cell what its run has left."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..data.files import write_atomically
+from ..engine import runs
+from ..engine.hooks import median_of_metric
+from ..errors import BucketRankError
+from .grid import Cell
+
+GRID = "grid.json"
+TASKS = {"bbox": "box", "segm": "mask"}
+
+FINISHED, UNFINISHED, FAILED, PENDING, OBSTRUCTED = (
+    "finished", "unfinished", "failed", "not started", "cannot be run",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cell with its state and results; what is not known is None or empty.
+
+    Attributes:
+        state: FINISHED, UNFINISHED (under way or interrupted), FAILED, PENDING or OBSTRUCTED.
+        error: one sentence, of a failed or obstructed cell.
+        metrics: by task: AP, AP50, ..., and AP by class under "per_class"; in percent.
+        curves: by task: pairs of iteration and AP.
+        loss_ms: of the losses of all heads, forward and backward, in an iteration.
+        loss_share: of the time of an iteration.
+        run: the rest of run.json that tells what ran where: commit, versions, device, ...
+    """
+
+    name: str
+    config: str
+    loss: str
+    seed: int
+    dataset: str | None
+    state: str
+    iterations: int = 0
+    max_iter: int = 0
+    error: str | None = None
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    seconds_per_iteration: float | None = None
+    data_seconds_per_iteration: float | None = None
+    loss_ms: float | None = None
+    loss_share: float | None = None
+    images_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    final_losses: dict[str, float] = field(default_factory=dict)
+    wall_seconds: float | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_RUN_KEYS = (
+    "config_hash", "git_commit", "versions", "device", "device_name", "threads", "processes",
+    "started", "ended",
+)  # fmt: skip
+
+
+def write_grid(output: Path, cells: list[Cell]) -> None:
+    """Remember the cells of a table; those of earlier calls stay in it.
+
+    Raises:
+        BucketRankError: a run of an earlier call has another config than its cell has now.
+    """
+    for cell in cells:
+        _check_same_config(cell)
+    listed = {entry["name"]: entry for entry in _read_grid(output)}
+    for cell in cells:
+        listed[cell.name] = {
+            "name": cell.name,
+            "config": cell.config,
+            "loss": cell.loss,
+            "seed": cell.seed,
+            "dataset": cell.dataset,
+            "options": list(cell.options),
+            "max_iter": cell.max_iter,
+            "obstacle": cell.obstacle,
+        }
+    write_atomically(output / GRID, json.dumps(list(listed.values()), indent=1) + "\n")
+
+
+def write_failure(cell: Cell, error: str) -> None:
+    """Note why a cell's process ended where its run could not do so itself."""
+    if runs.is_run(cell.folder):
+        record = runs.read_json(cell.folder / runs.RECORD)
+        record |= {"state": "failed", "error": error}
+        write_atomically(cell.folder / runs.RECORD, json.dumps(record, indent=2) + "\n")
+    elif last_line(cell.log) != error:
+        with cell.log.open("a") as log:
+            log.write(f"{error}\n")
+
+
+def _check_same_config(cell: Cell) -> None:
+    if cell.obstacle or not runs.is_run(cell.folder):
+        return
+    if runs.read_json(cell.folder / runs.RECORD)["config_hash"] != cell.config_hash:
+        raise BucketRankError(
+            f"The run in {cell.folder} had another config (its config.yaml shows it); give the "
+            "same options as then, choose another --output, or move that folder away."
+        )
+
+
+def _read_grid(output: Path) -> list[dict[str, Any]]:
+    path = output / GRID
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def read_records(output: Path) -> list[Record]:
+    """Every cell of the table in `output`, from its files alone.
+
+    Raises:
+        BucketRankError: there is no table.
+    """
+    entries = _read_grid(output)
+    if not entries:
+        raise BucketRankError(
+            f"There is no table in {output}: it has no {GRID}. `bucketrank table` starts one."
+        )
+    return [_read(entry, output / "cells" / entry["name"]) for entry in entries]
+
+
+def read_record(cell: Cell) -> Record:
+    """The state and results of one cell of a plan."""
+    entry = {key: getattr(cell, key) for key in ("name", "config", "loss", "seed", "dataset")}
+    return _read({**entry, "max_iter": cell.max_iter, "obstacle": cell.obstacle}, cell.folder)
+
+
+def _read(entry: dict[str, Any], folder: Path) -> Record:
+    known = {key: entry[key] for key in ("name", "config", "loss", "seed", "dataset", "max_iter")}
+    if entry["obstacle"]:
+        return Record(**known, state=OBSTRUCTED, error=entry["obstacle"])
+    if not runs.is_run(folder):
+        error = last_line(folder.with_name(f"{folder.name}.log"))
+        return Record(**known, state=FAILED if error else PENDING, error=error)
+    run = runs.read_json(folder / runs.RECORD)
+    known |= {
+        "iterations": run["iterations"],
+        "curves": _curves(folder / "metrics.json"),
+        "run": {key: run.get(key) for key in _RUN_KEYS},
+    }
+    if not runs.is_finished(folder, entry["max_iter"]) or not (folder / runs.RESULTS).is_file():
+        failed = run["state"] in ("failed", "diverged")
+        return Record(**known, state=FAILED if failed else UNFINISHED, error=run.get("error"))
+    results = runs.read_json(folder / runs.RESULTS)
+    seconds, loss_ms = results["seconds_per_iteration"], results["loss_ms_per_iteration"]
+    return Record(
+        **known,
+        state=FINISHED,
+        metrics={task: results[task] for task in TASKS if task in results},
+        seconds_per_iteration=seconds,
+        data_seconds_per_iteration=median_of_metric(folder / "metrics.json", "data_time"),
+        loss_ms=loss_ms,
+        loss_share=loss_ms / 1000 / seconds if loss_ms and seconds else None,
+        images_per_second=results["images_per_second"],
+        peak_memory_bytes=results["peak_memory_bytes"],
+        final_losses=results["final_losses"],
+        wall_seconds=_between(run["started"], run["ended"]),
+    )
+
+
+def _curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, dict[int, float]] = {}
+    for line in read_metrics(metrics):
+        for task in TASKS:
+            ap = line.get(f"{task}/AP")
+            if ap is not None:
+                curves.setdefault(task, {})[line["iteration"] + 1] = ap
+    return {task: sorted(points.items()) for task, points in curves.items()}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.json; a last one that is being written is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+
+
+def last_line(path: Path) -> str | None:
+    """The last line of a text file that says something; None where there is none."""
+    if not path.is_file():
+        return None
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    lines = [line for line in lines if line]
+    return lines[-1] if lines else None
+
+
+def _between(started: str, ended: str | None) -> float | None:
+    if ended is None:
+        return None
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
