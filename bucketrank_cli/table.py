@@ -79,8 +79,10 @@ def table(
         job.show_plan(request, room, console)
     elif emit_jobs is not None:
         count = job.write_jobs(request, room, emit_jobs)
-        say(f"{count} commands are in {emit_jobs}; afterwards `bucketrank table --report-only "
-            f"--output {folder}` collects them.")
+        say(
+            f"{count} commands are in {emit_jobs}; afterwards `bucketrank table --report-only "
+            f"--output {folder}` collects them."
+        )
     elif not job.run(request, room, console):
         say(f"Stopped; the cells under way have saved a checkpoint. The same command goes on.")
         raise typer.Exit(130)

@@ -70,7 +70,9 @@ class Cell:
 
     def job(self, num_gpus: int = 1) -> str:
         """The same as a line for a shell, its output kept where a report looks for errors."""
-        return f"bucketrank {shlex.join(self.arguments(num_gpus))} > {shlex.quote(str(self.log))} 2>&1"
+        return (
+            f"bucketrank {shlex.join(self.arguments(num_gpus))} > {shlex.quote(str(self.log))} 2>&1"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def _pairs(request: Request) -> list[tuple[str, str]]:
         return [
             (config, loss)
             for config, loss in dict.fromkeys(rows)
-            if _matches(config, request.detectors) and (not request.losses or loss in request.losses)
+            if _matches(config, request.detectors)
+            and (not request.losses or loss in request.losses)
         ]
     detectors = choose_detectors(request.detectors, request.dataset)
     return [(config, loss) for config in detectors for loss in request.losses or DEFAULT_LOSSES]

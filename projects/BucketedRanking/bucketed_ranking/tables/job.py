@@ -36,7 +36,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdecimal() for word in words):
-        raise BucketRankError(f"--seeds takes whole numbers by commas, such as 1,2,3, not {text!r}.")
+        raise BucketRankError(
+            f"--seeds takes whole numbers by commas, such as 1,2,3, not {text!r}."
+        )
     return tuple(dict.fromkeys(map(int, words)))
 
 

@@ -40,7 +40,9 @@ class Slot:
         environment = dict(os.environ)
         if self.gpus:
             given = environment.get("CUDA_VISIBLE_DEVICES")
-            names = given.split(",") if given else [str(index) for index in range(max(self.gpus) + 1)]
+            names = (
+                given.split(",") if given else [str(index) for index in range(max(self.gpus) + 1)]
+            )
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(names[index] for index in self.gpus)
         if self.threads:
             environment["OMP_NUM_THREADS"] = str(self.threads)
@@ -165,7 +167,9 @@ class _Pool:
 
     def _show(self, live: Live) -> None:
         now = time.monotonic()
-        if not self.running or (not self.console.is_terminal and now < self.printed + _PLAIN_INTERVAL_S):
+        if not self.running or (
+            not self.console.is_terminal and now < self.printed + _PLAIN_INTERVAL_S
+        ):
             return
         self.printed = now
         parts = []
@@ -204,7 +208,9 @@ def _tell(console: Console, cell: Cell, record: Any) -> None:
         task = next(iter(record.metrics))
         ap = record.metrics[task]["AP"]
         found = "-" if ap is None else f"{ap:.1f}"
-        rest = f"{records.TASKS[task]} AP {found}, {record.seconds_per_iteration or 0:.3f} s/iteration"
+        rest = (
+            f"{records.TASKS[task]} AP {found}, {record.seconds_per_iteration or 0:.3f} s/iteration"
+        )
     else:
         rest = record.error or f"{record.iterations} of {cell.max_iter} iterations"
     line = Text(f"{cell.name}: {record.state}, {rest}", style=_STYLES.get(record.state, ""))
