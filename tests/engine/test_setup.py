@@ -10,6 +10,8 @@ from bucketed_ranking.errors import BucketRankError
 RANKING_KEYS = {
     "retinanet_R_50_FPN_1x": ("RankingRetinaNet", (10.0, 10.0, 5.0, 5.0), 0.008),
     "faster_rcnn_R_50_FPN_1x": ("GeneralizedRCNN", (10.0, 10.0, 5.0, 5.0), 0.012),
+    "mask_rcnn_R_50_FPN_1x": ("GeneralizedRCNN", (10.0, 10.0, 5.0, 5.0), 0.012),
+    "cascade_mask_rcnn_R_50_FPN_1x": ("GeneralizedRCNN", (10.0, 10.0, 5.0, 5.0), 0.012),
 }
 
 
@@ -44,14 +46,22 @@ def test_recipes_of_the_papers_apply_to_ranking_losses_only(name):
 def test_score_is_the_model_zoos_own_config(name):
     from detectron2 import model_zoo
 
+    folder = "Misc" if "cascade" in name else setup.find_config(name).parent.name
     zoo = get_cfg()
-    zoo.merge_from_file(model_zoo.get_config_file(f"COCO-Detection/{name}.yaml"))
+    zoo.merge_from_file(model_zoo.get_config_file(f"{folder}/{name}.yaml"))
     ours = setup.load_config(name, loss="score", device="cpu")
     for section in ("MODEL", "SOLVER", "INPUT", "DATALOADER", "TEST"):
         expected, found = dict(zoo[section]), dict(ours[section])
         for key in ("RANKING", "SMALL_RESNET", "DEVICE"):
             expected.pop(key, None), found.pop(key, None)
         assert found == expected, section
+
+
+def test_the_stages_of_a_cascade_share_the_box_coder_of_the_recipe():
+    cfg = setup.load_config("cascade_rcnn_R_50_FPN_1x", loss="brs", device="cpu")
+    assert list(cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS) == [[10.0, 10.0, 5.0, 5.0]] * 3
+    assert cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS == (0.5, 0.6, 0.7)
+    assert cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN == 1000
 
 
 def test_user_options_win_over_the_recipe():

@@ -25,6 +25,8 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.RANKING.BOX_LOSS_WEIGHT = None
     # Factor on all losses of a ranking RPN (RS Loss, Faster R-CNN).
     cfg.MODEL.RANKING.RPN_LOSS_WEIGHT = 0.2
+    # How many positives of a process' batch, drawn at random, train a ranking mask head (RS Loss).
+    cfg.MODEL.RANKING.MAX_MASKS = 200
     # Keys of the whole config and the values that they take when LOSS is a ranking loss: what the
     # ranking recipe of a detector changes in its score-based one. Applied once, by
     # `apply_ranking_recipe`, which empties it.

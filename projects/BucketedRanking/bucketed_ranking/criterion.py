@@ -38,6 +38,29 @@ def aligned_box_iou(boxes: Tensor, targets: Tensor) -> Tensor:
     return intersection / (areas - intersection).clamp(min=_MIN_DENOMINATOR)
 
 
+def dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice loss of each mask: 1 - 2 sum(p t) / (sum(p^2) + sum(t^2)), p = sigmoid(logits).
+
+    V-Net (Milletari et al., 3DV 2016), equation 3, which RS Loss takes for masks.
+
+    Args:
+        logits: [M, H, W].
+        targets: [M, H, W], 1 on the object, 0 elsewhere; bool or a number.
+
+    Returns:
+        [M] float, in 0..1.
+    """
+    probabilities, targets = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
+    overlaps = 2 * (probabilities * targets).sum(dim=1)
+    sums = probabilities.square().sum(dim=1) + targets.square().sum(dim=1)
+    return 1 - overlaps / sums.clamp(min=_MIN_DENOMINATOR)
+
+
+def score_weighted_mean(losses: Tensor, scores: Tensor) -> Tensor:
+    """Mean of the positives' losses, weighted by their scores; both [P] -> scalar, 0 for P = 0."""
+    return (scores * losses).sum() / scores.sum().clamp(min=_MIN_DENOMINATOR)
+
+
 class RankingCriterion(nn.Module):
     """Classification by ranking plus score-weighted GIoU, for any dense or RoI head.
 
@@ -69,6 +92,8 @@ class RankingCriterion(nn.Module):
         self.box_weight = (1.0 if self.self_balance else 2.0) if box_weight is None else box_weight
         self.weight = weight
         self.statistics: dict[str, Tensor] = {}
+        self.positive_scores: Tensor | None = None
+        self._classification: Tensor | None = None
 
     def forward(
         self,
@@ -91,6 +116,7 @@ class RankingCriterion(nn.Module):
             Scalars "loss_rank", "loss_box_reg" and, for RS, "loss_sort". After the call,
             ``statistics`` holds detached scalars of what people watch; reading their values is
             left to whoever logs them, so that nothing here makes the device wait.
+            ``positive_scores`` [P] then are the largest scores of the positives, detached.
         """
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
             raise ValueError(
@@ -111,10 +137,11 @@ class RankingCriterion(nn.Module):
             box_losses=box_losses / 2 if self.loss.objective == "alrp" else None,
         )
         localisation = losses.pop("loss_loc", None)
-        classification = torch.stack(list(losses.values())).sum().detach()
+        self._classification = torch.stack(list(losses.values())).sum().detach()
+        self.positive_scores = logits.detach()[positives].float().sigmoid().amax(dim=1)
         if localisation is None:
-            localisation = self._score_weighted_mean(box_losses, logits, positives)
-        losses["loss_box_reg"] = localisation * self._box_scale(classification, localisation)
+            localisation = score_weighted_mean(box_losses, self.positive_scores)
+        losses["loss_box_reg"] = self.box_weight * self.balanced(localisation)
 
         self.statistics = {
             "num_positives": positives.new_full((), positives.numel()),
@@ -126,12 +153,12 @@ class RankingCriterion(nn.Module):
             self.statistics["sorting_error"] = losses["loss_sort"].detach()
         return {name: self.weight * value for name, value in losses.items()}
 
-    @staticmethod
-    def _score_weighted_mean(box_losses: Tensor, logits: Tensor, positives: Tensor) -> Tensor:
-        scores = logits.detach()[positives].float().sigmoid().amax(dim=1)
-        return (scores * box_losses).sum() / scores.sum().clamp(min=_MIN_DENOMINATOR)
+    def balanced(self, loss: Tensor) -> Tensor:
+        """A scalar loss of the positives, with ``self_balance`` scaled to the classification loss.
 
-    def _box_scale(self, classification: Tensor, localisation: Tensor) -> Tensor | float:
+        That is the classification loss of the last call; the mask loss is balanced like the box
+        loss, which this serves too.
+        """
         if not self.self_balance:
-            return self.box_weight
-        return self.box_weight * classification / localisation.detach().clamp(min=_MIN_DENOMINATOR)
+            return loss
+        return loss * self._classification / loss.detach().clamp(min=_MIN_DENOMINATOR)

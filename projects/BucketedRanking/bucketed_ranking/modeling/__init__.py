@@ -2,11 +2,18 @@
 
 from .backbones import build_small_resnet_fpn_backbone
 from .retinanet import RankingRetinaNet
-from .roi_heads import RankingFastRCNNOutputLayers, RankingROIHeads
+from .roi_heads import (
+    RankingCascadeROIHeads,
+    RankingFastRCNNOutputLayers,
+    RankingMaskHead,
+    RankingROIHeads,
+)
 from .rpn import RankingRPN
 
 __all__ = [
+    "RankingCascadeROIHeads",
     "RankingFastRCNNOutputLayers",
+    "RankingMaskHead",
     "RankingROIHeads",
     "RankingRPN",
     "RankingRetinaNet",

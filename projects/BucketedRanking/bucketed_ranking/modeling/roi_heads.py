@@ -5,13 +5,20 @@ from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
     FastRCNNOutputLayers,
     StandardROIHeads,
+    select_foreground_proposals,
 )
+from detectron2.modeling.roi_heads.mask_head import (
+    ROI_MASK_HEAD_REGISTRY,
+    MaskRCNNConvUpsampleHead,
+)
+from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from ..criterion import RankingCriterion, positive_rows
+from ..criterion import RankingCriterion, dice_losses, positive_rows, score_weighted_mean
 from .ranking import build_criterion
 
 
@@ -46,7 +53,7 @@ class RankingFastRCNNOutputLayers(FastRCNNOutputLayers):
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
         positives = positive_rows(labels, self.num_classes)
-        deltas = deltas.view(len(deltas), -1, proposal_boxes.shape[1])[positives]
+        deltas = deltas.unflatten(1, (-1, proposal_boxes.shape[1]))[positives]
         columns = labels[positives] if deltas.shape[1] > 1 else torch.zeros_like(positives)
         pred_boxes = self.box2box_transform.apply_deltas(
             deltas[torch.arange(len(deltas), device=deltas.device), columns],
@@ -60,15 +67,57 @@ class RankingFastRCNNOutputLayers(FastRCNNOutputLayers):
         return scores.split([len(p) for p in proposals])
 
 
-@ROI_HEADS_REGISTRY.register()
-class RankingROIHeads(StandardROIHeads):
-    """:class:`StandardROIHeads` that ranks all proposals x classes: no sampling."""
+@ROI_MASK_HEAD_REGISTRY.register()
+class RankingMaskHead(MaskRCNNConvUpsampleHead):
+    """:class:`MaskRCNNConvUpsampleHead` with the score-weighted Dice loss of RS Loss.
+
+    Its parameters are those of the base class. In training it takes positives only, with "scores"
+    [Ri] beside the fields that the base class needs.
+    """
+
+    def forward(self, x, instances):
+        """See :meth:`BaseMaskRCNNHead.forward`; there is no visualisation in training."""
+        if not self.training:
+            return super().forward(x, instances)
+        logits = self.layers(x)
+        # An image without objects has no masks.
+        instances = [each for each in instances if len(each)]
+        if not instances:
+            return {"loss_mask": 0 * logits.sum()}
+        targets = cat(
+            [
+                each.gt_masks.crop_and_resize(each.proposal_boxes.tensor, logits.shape[-1])
+                for each in instances
+            ]
+        ).to(logits.device)
+        rows = torch.arange(len(logits), device=logits.device)
+        agnostic = logits.shape[1] == 1
+        columns = torch.zeros_like(rows) if agnostic else cat([i.gt_classes for i in instances])
+        losses = dice_losses(logits[rows, columns], targets)
+        loss = score_weighted_mean(losses, cat([each.scores for each in instances]))
+        return {"loss_mask": self.loss_weight * loss}
+
+
+class _Ranking:
+    """What ranking changes in :class:`StandardROIHeads` and its subclasses.
+
+    All proposals x classes are ranked: no sampling. The mask loss is balanced like the box loss of
+    the head that scored its proposals, on `max_masks` positives of the batch at most.
+    """
+
+    @configurable
+    def __init__(self, *, max_masks: int, **kwargs):
+        """
+        Args:
+            max_masks: number of positives, drawn anew each time, that the mask head trains on.
+            kwargs: see the base class; its own sampling options have no effect.
+        """
+        super().__init__(**kwargs)
+        self.max_masks = max_masks
 
     @classmethod
-    def _init_box_head(cls, cfg, input_shape):
-        ret = super()._init_box_head(cfg, input_shape)
-        ret["box_predictor"] = RankingFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
-        return ret
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), "max_masks": cfg.MODEL.RANKING.MAX_MASKS}
 
     def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
         """Label every proposal and keep all; see :meth:`ROIHeads._sample_proposals`."""
@@ -79,3 +128,62 @@ class RankingROIHeads(StandardROIHeads):
             labels[matched_labels == 0] = self.num_classes
             labels[matched_labels == -1] = -1
         return torch.arange(len(labels), device=labels.device), labels
+
+    def _forward_mask(self, features, instances):
+        """See :meth:`StandardROIHeads._forward_mask`."""
+        if not (self.mask_on and self.training):
+            return super()._forward_mask(features, instances)
+        # The masks of a cascade are those of its first stage's proposals.
+        predictor = self.box_predictor
+        criterion = (predictor[0] if isinstance(predictor, nn.ModuleList) else predictor).criterion
+        positives, _ = select_foreground_proposals(instances, self.num_classes)
+        counts = [len(each) for each in positives]
+        chosen = torch.zeros(sum(counts), dtype=torch.bool)
+        chosen[torch.randperm(len(chosen))[: self.max_masks]] = True
+        scores = criterion.positive_scores.split(counts)
+        for index, part in enumerate(chosen.to(scores[0].device).split(counts)):
+            positives[index].scores = scores[index]
+            positives[index] = positives[index][part]
+        losses = super()._forward_mask(features, positives)
+        criterion.statistics["mask_error"] = losses["loss_mask"].detach()
+        return {name: criterion.balanced(value) for name, value in losses.items()}
+
+
+@ROI_HEADS_REGISTRY.register()
+class RankingROIHeads(_Ranking, StandardROIHeads):
+    """:class:`StandardROIHeads` that ranks all proposals x classes: no sampling."""
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictor"] = RankingFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
+        return ret
+
+
+@ROI_HEADS_REGISTRY.register()
+class RankingCascadeROIHeads(_Ranking, CascadeROIHeads):
+    """:class:`CascadeROIHeads` that ranks all proposals x classes, in each stage on its own.
+
+    As in the bucketed losses' cascade, the ground truth is among the proposals of every stage, not
+    of the first alone: a stage whose predecessor is still bad would have no positives to rank.
+    """
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictors"] = [
+            RankingFastRCNNOutputLayers(
+                cfg, head.output_shape, box2box_transform=predictor.box2box_transform
+            )
+            for head, predictor in zip(ret["box_heads"], ret["box_predictors"], strict=True)
+        ]
+        return ret
+
+    def _match_and_label_boxes(self, proposals, stage, targets):
+        """See :meth:`CascadeROIHeads._match_and_label_boxes`."""
+        if self.proposal_append_gt:
+            proposals = [
+                Instances(p.image_size, proposal_boxes=Boxes.cat([p.proposal_boxes, t.gt_boxes]))
+                for p, t in zip(proposals, targets, strict=True)
+            ]
+        return super()._match_and_label_boxes(proposals, stage, targets)
