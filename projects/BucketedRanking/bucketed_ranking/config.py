@@ -38,6 +38,20 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 64, 128, 192]
     cfg.MODEL.SMALL_RESNET.BLOCKS = [1, 1, 1, 1]
 
+    # The Swin backbones; the defaults are Swin-T's (Liu et al., ICCV 2021).
+    cfg.MODEL.SWIN = CfgNode()
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Stochastic depth: the rate of the last block; it grows linearly from 0 at the first.
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    # Stages to output, of "p0" (stride 4) to "p3" (stride 32).
+    cfg.MODEL.SWIN.OUT_FEATURES = ["p0", "p1", "p2", "p3"]
+
+    # "SGD", or "AdamW", without weight decay on Swin's tables of relative positions.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
 
 def apply_ranking_recipe(cfg: CfgNode) -> None:
     """Merge MODEL.RANKING.RECIPE over the config if a ranking loss is chosen, then empty it."""

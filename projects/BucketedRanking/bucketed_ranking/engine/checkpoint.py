@@ -41,7 +41,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 class SafeCheckpointer(DetectionCheckpointer):
     """:class:`DetectionCheckpointer` that runs no code from a checkpoint.
 
-    Reads Detectron2's and torchvision's model zoo formats and its own; tensors and arrays only.
+    Reads the formats of Detectron2's, torchvision's and Swin's model zoos and its own; tensors and arrays only.
     A classifier trained with a background column (Detectron2's Faster R-CNN) loads into one
     without (ranking losses), and back.
     """
@@ -86,7 +86,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pkl"):
-            return _from_torchvision(super()._load_file(filename))
+            return _from_swin(_from_torchvision(super()._load_file(filename)))
         with self.path_manager.open(filename, "rb") as file:
             data = _ArrayUnpickler(file, encoding="latin1").load()
         if "model" in data and "__author__" in data:
@@ -118,6 +118,22 @@ def _from_torchvision(checkpoint: dict[str, Any]) -> dict[str, Any]:
                 key = re.sub(pattern, replacement, key)
             weights[key] = value
     return {"model": weights, "__author__": "torchvision", "matching_heuristics": True}
+
+
+def _from_swin(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Take the backbone out of Swin's own checkpoints of ImageNet; others are left alone.
+
+    What remains has Detectron2's names but for the backbone's prefix. Left out are the classifier
+    with the norm before it, and the masks, which fit one size of image only.
+    """
+    if "layers.0.blocks.0.attn.relative_position_bias_table" not in checkpoint["model"]:
+        return checkpoint
+    weights = {
+        key: value
+        for key, value in checkpoint["model"].items()
+        if not key.startswith(("head.", "norm.")) and not key.endswith("attn_mask")
+    }
+    return {"model": weights, "__author__": "Swin", "matching_heuristics": True}
 
 
 def adapt_background_column(weights: dict[str, Any], model: dict[str, torch.Tensor]) -> None:

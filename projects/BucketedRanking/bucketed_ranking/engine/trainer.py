@@ -4,11 +4,15 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from rich.console import Console
+from torch import nn
 
+from ..errors import BucketRankError
 from .checkpoint import SafeCheckpointer
 from .data_loader import build_train_loader
 from .evaluation import evaluate_model
@@ -41,6 +45,29 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.checkpointer = self.checkpointer
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`detectron2.solver.build_optimizer`; SOLVER.OPTIMIZER chooses which.
+
+        Raises:
+            BucketRankError: SOLVER.OPTIMIZER is neither "SGD" nor "AdamW".
+        """
+        name = cfg.SOLVER.OPTIMIZER
+        if name == "SGD":
+            return super().build_optimizer(cfg, model)
+        if name != "AdamW":
+            raise BucketRankError(f"SOLVER.OPTIMIZER is {name!r}; use SGD or AdamW.")
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            overrides={"relative_position_bias_table": {"weight_decay": 0.0}},
+        )
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW(params, lr=cfg.SOLVER.BASE_LR))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

@@ -1,6 +1,11 @@
 """Detectron2 heads and meta-architectures with ranking losses; importing registers them."""
 
-from .backbones import build_small_resnet_fpn_backbone
+from .backbones import (
+    build_deform_resnet_fpn_backbone,
+    build_small_resnet_fpn_backbone,
+    build_swin_backbone,
+    build_swin_fpn_backbone,
+)
 from .retinanet import RankingRetinaNet
 from .roi_heads import (
     RankingCascadeROIHeads,
@@ -17,5 +22,8 @@ __all__ = [
     "RankingROIHeads",
     "RankingRPN",
     "RankingRetinaNet",
+    "build_deform_resnet_fpn_backbone",
     "build_small_resnet_fpn_backbone",
+    "build_swin_backbone",
+    "build_swin_fpn_backbone",
 ]

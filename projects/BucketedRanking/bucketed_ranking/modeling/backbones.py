@@ -1,9 +1,16 @@
 """Backbones that Detectron2 can build but does not register for its config system."""
 
-from detectron2.layers import ShapeSpec
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ModulatedDeformConv, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet, SwinTransformer
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, build_resnet_fpn_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock
+from torch import Tensor
+from torchvision.ops import StochasticDepth, deform_conv2d
 
 
 @BACKBONE_REGISTRY.register()
@@ -27,11 +34,81 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             norm=norm,
         )
         stages.append(stage)
-    in_features = cfg.MODEL.FPN.IN_FEATURES
     return FPN(
-        bottom_up=ResNet(stem, stages, out_features=in_features),
-        in_features=in_features,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        bottom_up=ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES), **_fpn_options(cfg)
+    )
+
+
+def _fpn_options(cfg: CfgNode) -> dict[str, Any]:
+    fpn = cfg.MODEL.FPN
+    return {
+        "in_features": fpn.IN_FEATURES,
+        "out_channels": fpn.OUT_CHANNELS,
+        "norm": fpn.NORM,
+        "fuse_type": fpn.FUSE_TYPE,
+    }
+
+
+class _DeformConv(ModulatedDeformConv):
+    """:class:`ModulatedDeformConv` by torchvision's operator, which runs on every device."""
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        x = deform_conv2d(
+            x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
+        )
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+@BACKBONE_REGISTRY.register()
+def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """Detectron2's ResNet-FPN with modulated deformable convolutions that run on every device.
+
+    As `build_resnet_fpn_backbone` with MODEL.RESNETS.DEFORM_ON_PER_STAGE and DEFORM_MODULATED
+    (Zhu et al., "Deformable ConvNets v2", CVPR 2019), with the same parameters; Detectron2's own
+    operator needs a GPU, and Detectron2 compiled for it.
+    """
+    backbone = build_resnet_fpn_backbone(cfg, input_shape)
+    for module in backbone.modules():
+        if type(module) is ModulatedDeformConv:
+            module.__class__ = _DeformConv
+    return backbone
+
+
+@BACKBONE_REGISTRY.register()
+def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
+    """Swin Transformer (Liu et al., ICCV 2021) as MODEL.SWIN describes it.
+
+    Its features p0 to p3 have strides 4 to 32. MODEL.BACKBONE.FREEZE_AT counts the patch
+    embedding as 1 and each stage as one more.
+    """
+    swin = cfg.MODEL.SWIN
+    model = SwinTransformer(
+        in_chans=input_shape.channels,
+        embed_dim=swin.EMBED_DIM,
+        depths=swin.DEPTHS,
+        num_heads=swin.NUM_HEADS,
+        window_size=swin.WINDOW_SIZE,
+        drop_path_rate=0.0,
+        out_indices=[int(name.removeprefix("p")) for name in swin.OUT_FEATURES],
+        frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT or -1,
+    )
+    # Detectron2's own stochastic depth needs timm; and it misspells this attribute.
+    blocks = [block for stage in model.layers for block in stage.blocks]
+    for block, rate in zip(
+        blocks, torch.linspace(0, swin.DROP_PATH_RATE, len(blocks)).tolist(), strict=True
+    ):
+        block.drop_path = StochasticDepth(rate, mode="row")
+    model._size_divisibility = 32
+    return model
+
+
+@BACKBONE_REGISTRY.register()
+def build_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """:func:`build_swin_backbone` with FPN and, as in Detectron2's ResNet-FPN, p6 by pooling."""
+    return FPN(
+        bottom_up=build_swin_backbone(cfg, input_shape),
+        top_block=LastLevelMaxPool(),
+        **_fpn_options(cfg),
     )
