@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import dataset, demo, doctor, evaluate, predict, profile_loss, table, train
+from . import configs, dataset, demo, doctor, evaluate, predict, profile_loss, table, train
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -43,6 +43,7 @@ app = typer.Typer(
 )
 
 app.add_typer(dataset.app, name="dataset")
+app.command("configs")(configs.configs)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)

@@ -23,11 +23,6 @@ def test_every_shipped_config_loads_with_every_kind_of_loss(name):
         assert not cfg.MODEL.RANKING.RECIPE, "the recipe is applied once and emptied"
 
 
-def test_names_of_configs_are_unique():
-    shipped = [p for p in setup.configs_root().rglob("*.yaml") if not p.stem.startswith("Base-")]
-    assert len(shipped) == len(setup.available_configs())
-
-
 @pytest.mark.parametrize("name", RANKING_KEYS)
 def test_recipes_of_the_papers_apply_to_ranking_losses_only(name):
     architecture, coder, learning_rate = RANKING_KEYS[name]

@@ -166,7 +166,7 @@ def test_sgd_stays_the_default_and_other_names_are_told():
     cfg = load_config("faster_rcnn_R_50_FPN_1x", loss="brs", device="cpu")
     assert isinstance(Trainer.build_optimizer(cfg, nn.Linear(2, 2)), torch.optim.SGD)
     cfg.SOLVER.OPTIMIZER = "Lion"
-    with pytest.raises(BucketRankError, match="SOLVER.OPTIMIZER is 'Lion'; use SGD or AdamW"):
+    with pytest.raises(BucketRankError, match=r"SOLVER\.OPTIMIZER is 'Lion'; use SGD or AdamW"):
         Trainer.build_optimizer(cfg, nn.Linear(2, 2))
 
 

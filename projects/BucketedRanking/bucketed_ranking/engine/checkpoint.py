@@ -41,9 +41,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 class SafeCheckpointer(DetectionCheckpointer):
     """:class:`DetectionCheckpointer` that runs no code from a checkpoint.
 
-    Reads the formats of Detectron2's, torchvision's and Swin's model zoos and its own; tensors and arrays only.
-    A classifier trained with a background column (Detectron2's Faster R-CNN) loads into one
-    without (ranking losses), and back.
+    Reads the formats of Detectron2's, torchvision's and Swin's model zoos and its own; tensors and
+    arrays only. A classifier trained with a background column (Detectron2's Faster R-CNN) loads
+    into one without (ranking losses), and back.
     """
 
     def load(self, path: str, *args, **kwargs):

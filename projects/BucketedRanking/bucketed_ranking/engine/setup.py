@@ -10,34 +10,24 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import SCORE_LOSS, add_bucketed_ranking_config, apply_ranking_recipe
 from ..data.catalog import DatasetInfo, register, require_same_classes
 from ..data.registry import split_names
-from ..environment import choose_device, configs_root
+from ..environment import choose_device
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES
+from ..zoo import available_configs, find_config
 
-
-def available_configs() -> dict[str, Path]:
-    """Every shipped config by its name (the file name without its ending), bases left out."""
-    paths = sorted(configs_root().rglob("*.yaml"))
-    return {path.stem: path for path in paths if not path.stem.startswith("Base-")}
-
-
-def find_config(name: str) -> Path:
-    """The config file that a user means: a path, or the name of a shipped config.
-
-    Raises:
-        BucketRankError: there is neither.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    configs = available_configs()
-    if path.stem in configs:
-        return configs[path.stem]
-    close = difflib.get_close_matches(path.stem, configs, n=3, cutoff=0.4) or list(configs)
-    raise BucketRankError(
-        f"There is no config file and no shipped config called {name!r}; did you mean "
-        f"{', '.join(close)}?"
-    )
+__all__ = [
+    "available_configs",
+    "check_loss",
+    "choose_datasets",
+    "configure_datasets",
+    "default_config",
+    "default_output",
+    "find_config",
+    "load_config",
+    "load_run_config",
+    "merge_options",
+    "set_num_classes",
+]
 
 
 def default_config() -> CfgNode:

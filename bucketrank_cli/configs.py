@@ -1,0 +1,52 @@
+"""`bucketrank configs`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from .doctor import Format
+from .options import say
+
+
+def configs(
+    output_format: Annotated[
+        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
+    ] = Format.table,
+) -> None:
+    """List the shipped detectors: task, data set, schedule, and AP as published."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from bucketed_ranking.zoo import list_configs
+
+    summaries = list_configs()
+    if output_format is Format.json:
+        typer.echo(json.dumps([summary.as_dict() for summary in summaries], indent=2))
+        return
+    for dataset in dict.fromkeys(summary.dataset for summary in summaries):
+        table = Table(
+            Column("config", no_wrap=True),
+            "task",
+            "detector",
+            "iterations x batch",
+            "published AP",
+            title=f"data set {dataset}",
+            title_justify="left",
+        )
+        for summary in summaries:
+            if summary.dataset == dataset:
+                published = [f"{r.loss} {r.ap:.1f}" for r in summary.published if r.ap is not None]
+                table.add_row(
+                    summary.name,
+                    summary.task,
+                    f"{summary.detector}, {summary.backbone}",
+                    f"{summary.iterations} x {summary.batch_size}",
+                    "\n".join(published),
+                )
+        Console().print(table)
+    say(
+        "Published AP (%) is the paper's (ECCV 2024), of masks where the task is masks; none of it "
+        "was measured here."
+    )
+    say("Train one: bucketrank train CONFIG --loss brs")
