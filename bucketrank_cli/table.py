@@ -48,6 +48,22 @@ def table(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Write the report of what is in the folder.")
     ] = False,
+    timing: Annotated[
+        bool,
+        typer.Option(
+            "--timing",
+            help="Time training steps of full-size detectors with random weights on made-up "
+            "pictures instead: no data set is needed.",
+        ),
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --timing: pictures a step; left out, the config's."),
+    ] = None,
+    image_size: Annotated[
+        str, typer.Option(help="With --timing: height x width of the pictures.")
+    ] = "800x1333",
+    steps: Annotated[int, typer.Option(min=1, help="With --timing: timed steps.")] = 10,
     device: Device = None,
 ) -> None:
     """Train a grid of detectors x losses x seeds, and report on it; finished cells are kept."""
@@ -58,11 +74,25 @@ def table(
     require_detectron2("Training a table")
     from bucketed_ranking.tables import job
     from bucketed_ranking.tables.grid import Request, default_output
+    from bucketed_ranking.tables.timing import DEFAULT_OUTPUT, TimingRequest, parse_size
 
-    folder = output or default_output(dataset, profile)
     console = Console()
+    folder = output or (DEFAULT_OUTPUT if timing else default_output(dataset, profile))
     if report_only:
         job.report(folder, console)
+        return
+    if timing:
+        request = TimingRequest(
+            output=folder,
+            detectors=_words(detectors),
+            losses=_words(losses),
+            batch_size=batch_size,
+            image_size=parse_size(image_size),
+            steps=steps,
+            options=tuple(options or ()),
+            device=device,
+        )
+        job.run_timing(request, console)
         return
     request = Request(
         output=folder,
@@ -84,7 +114,7 @@ def table(
             f"--output {folder}` collects them."
         )
     elif not job.run(request, room, console):
-        say(f"Stopped; the cells under way have saved a checkpoint. The same command goes on.")
+        say("Stopped; the cells under way have saved a checkpoint. The same command goes on.")
         raise typer.Exit(130)
 
 

@@ -8,7 +8,6 @@ from PIL import Image
 
 from bucketed_ranking.profiling import plots
 from bucketed_ranking.profiling.report import CaseResult
-from bucketed_ranking.profiling.steps import ALL_LOSSES
 from tests.profiling import given
 
 
@@ -53,9 +52,3 @@ def test_a_grid_of_which_nothing_was_measured_is_drawn_empty(tmp_path):
     skipped = [given.entry("rs", skipped="too slow")]
     cases = [CaseResult("x", "start", n, 5, n, 0, (n, 1), skipped) for n in (10, 20)]
     assert drawn(tmp_path / "p.png", *cases).size
-
-
-def test_every_loss_has_a_label_and_a_style():
-    styles = [plots._style(loss) for loss in plots._LABELS]
-    assert set(plots._LABELS) == set(ALL_LOSSES)
-    assert len({str(style) for style in styles}) == len(styles)

@@ -71,8 +71,9 @@ class RankingStatistics(HookBase):
 class StepTimer(HookBase):
     """Wall-clock seconds of each step, data loading included, evaluation and saving left out."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, warm_up: int = WARM_UP_ITERATIONS):
         self.synchronise = torch.cuda.synchronize if device.startswith("cuda") else _nothing
+        self.warm_up = warm_up
         self.seconds: list[float] = []
 
     def before_step(self) -> None:
@@ -85,7 +86,7 @@ class StepTimer(HookBase):
 
     def median_seconds(self) -> float | None:
         """Median over the steps after warm-up; None where there were no more."""
-        measured = self.seconds[WARM_UP_ITERATIONS:]
+        measured = self.seconds[self.warm_up :]
         return statistics.median(measured) if measured else None
 
 
@@ -97,9 +98,15 @@ class LossTimer(HookBase):
     without the network, matching labels or sampling. The box loss is part of it.
     """
 
-    def __init__(self, model: nn.Module, device: str, period: int = 20):
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str,
+        period: int = 20,
+        warm_up: int = WARM_UP_ITERATIONS,
+    ):
         self.synchronise = torch.cuda.synchronize if device.startswith("cuda") else _nothing
-        self.period = period
+        self.period, self.warm_up = period, warm_up
         self.milliseconds: list[float] = []
         heads = (DenseDetector, RPN, FastRCNNOutputLayers)
         self.modules = [m for m in unwrap(model).modules() if isinstance(m, heads)]
@@ -107,7 +114,7 @@ class LossTimer(HookBase):
     def before_step(self) -> None:
         self.calls: list[tuple[nn.Module, Callable, tuple]] = []
         iteration = self.trainer.iter - self.trainer.start_iter
-        if iteration >= WARM_UP_ITERATIONS and iteration % self.period == 0:
+        if iteration >= self.warm_up and iteration % self.period == 0:
             for module in self.modules:
                 module.losses = self._recording(module, module.losses)
 

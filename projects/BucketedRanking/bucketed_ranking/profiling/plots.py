@@ -10,28 +10,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ..loss_styles import LABELS, style_of
 from ..losses import LOSS_NAMES
 from .report import CaseResult, Profile, machine_in_words
-from .steps import algorithm_of
 
-# Colour: the objective (Okabe and Ito's colours, told apart by the colour-blind, too).
-# Line and marker: the algorithm.
-_COLOURS = {
-    "ap": "#0072B2", "alrp": "#009E73", "rs": "#D55E00",
-    "focal": "#000000", "ce": "#7F7F7F", "sort": "#CC79A7",
-}  # fmt: skip
-_LINES = {"loop": (":", "o"), "bucketed": ("--", "^"), "exact": ("-", "s")}
-_REFERENCE_LINE = ("-.", "D")
 # Width of line and marker: what is drawn later is thinner, so that equal values show both.
 _WIDTHS = {"ap": (3.8, 9.5), "alrp": (2.6, 7.0)}
 _THIN = (1.4, 4.5)
-_LABELS = {
-    "ap": "AP, loop", "alrp": "aLRP, loop", "rs": "RS, loop",
-    "bap": "AP, bucketed (BAP)", "brs": "RS, bucketed (BRS)",
-    "ap-exact": "AP, exact", "alrp-exact": "aLRP, exact", "rs-exact": "RS, exact",
-    "focal": "focal loss (fvcore)", "ce": "cross-entropy", "sort": "one torch.sort, no loss",
-}  # fmt: skip
-
 _REGIMES = {
     "start": "start of training: all negatives relevant",
     "trained": "trained: few negatives relevant",
@@ -92,7 +77,7 @@ def _curves(profile: Profile, panels: list[list[_Panel]]) -> Figure:
     handles = {}
     for axes in grid.flat:
         handles.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    order = sorted(handles, key=list(_LABELS.values()).index)
+    order = sorted(handles, key=list(LABELS.values()).index)
     figure.legend(
         [handles[label] for label in order],
         order,
@@ -118,15 +103,15 @@ def _draw_curves(axes: Axes, panel: _Panel, cases: list[CaseResult]) -> None:
             if row[panel.quantity] is not None:
                 point = {**row, "size": getattr(case, panel.size)}
                 points.setdefault(row["loss"], []).append(point)
-    for loss, rows in sorted(points.items(), key=lambda item: list(_LABELS).index(item[0])):
-        colour, (line, marker) = _style(loss)
+    for loss, rows in sorted(points.items(), key=lambda item: list(LABELS).index(item[0])):
+        colour, line, marker = style_of(loss)
         width, marker_size = (
             _WIDTHS.get(LOSS_NAMES[loss][0], _THIN) if loss in LOSS_NAMES else _THIN
         )
         sizes = [row["size"] for row in rows]
         values = [scale * row[panel.quantity] for row in rows]
         axes.plot(
-            sizes, values, line, marker=marker, color=colour, label=_LABELS[loss],
+            sizes, values, line, marker=marker, color=colour, label=LABELS[loss],
             linewidth=width, markersize=marker_size,
             markerfacecolor="white" if line != "-" else colour,
         )  # fmt: skip
@@ -181,7 +166,7 @@ def _draw_dots(axes: Axes, case: CaseResult, quantity: str) -> None:
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         if value is None:
             continue
-        colour, _ = _style(row["loss"])
+        colour, *_ = style_of(row["loss"])
         axes.plot(value, place, "o", color=colour, markersize=9)
         axes.annotate(
             f"{value:.3g}", (value, place), xytext=(9, 0), textcoords="offset points",
@@ -199,17 +184,12 @@ def _draw_dots(axes: Axes, case: CaseResult, quantity: str) -> None:
                 textwrap.shorten(text, 70), (0.01, place), xycoords=axes.get_yaxis_transform(),
                 va="center", fontsize=8, color="0.4",
             )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_LABELS[row["loss"]] for row in rows])
+    axes.set_yticks(range(len(rows)), [LABELS[row["loss"]] for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(label)
     axes.set_title(case.name, fontsize=10)
     axes.grid(True, which="both", color="0.88")
     axes.set_axisbelow(True)
-
-
-def _style(loss: str) -> tuple[str, tuple[str, str]]:
-    objective = LOSS_NAMES[loss][0] if loss in LOSS_NAMES else loss
-    return _COLOURS[objective], _LINES.get(algorithm_of(loss), _REFERENCE_LINE)
 
 
 def _figure(width: float, height: float) -> Figure:

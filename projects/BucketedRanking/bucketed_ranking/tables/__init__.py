@@ -1,1 +1,1 @@
-"""The grid behind ``make reproduce-table``: its cells, their runs, their report. Needs detectron2."""
+"""The grid behind ``make reproduce-table``: its cells, their runs, its report."""

@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from statistics import mean
 
+from detectron2.config import CfgNode
+from rich.console import Console
+
+from ..profiling.training_steps import measure_training_steps
 from ..published import published
 from . import records
-from .grid import Cell
+from .grid import Cell, cell_config, is_tiny
 
 # Starting a process, building the detector, reading the data set.
 _START_SECONDS = 15.0
@@ -40,15 +44,12 @@ class Estimates:
         """Seconds, and in words where they come from; None where nothing is known."""
         pair = config, loss
         if pair in self._seen:
-            return mean(self._seen[pair]), "as its finished cells took"
+            return mean(self._seen[pair]), "finished cells"
         if pair in self._probed:
-            return self._probed[pair] * self._drift(), "from a few steps on this machine"
-        of_config = [mean(seen) for (name, _), seen in self._seen.items() if name == config]
-        if of_config:
-            return mean(of_config), "as other losses of this detector took"
+            return self._probed[pair] * self._drift(), "a few steps"
         row = published(config, loss)
         if row is not None and row.seconds_per_iteration is not None:
-            return row.seconds_per_iteration, "as published, on 4 A100"
+            return row.seconds_per_iteration, "published, 4 A100"
         return None
 
     def _drift(self) -> float:
@@ -70,6 +71,37 @@ class Estimates:
             return elapsed / (iterations - start_iter) * (cell.max_iter - iterations)
         seconds = self.seconds(cell)
         return None if seconds is None else max(0.0, seconds - elapsed)
+
+
+def estimate(cells: Sequence[Cell], num_gpus: int, console: Console) -> Estimates:
+    """What is known of the time of the cells, trying a few steps where nothing is.
+
+    A full-size detector is not tried on a CPU, where its steps take minutes.
+    """
+    estimates = Estimates(cells)
+    probed = {}
+    for cell in cells:
+        pair = cell.config, cell.loss
+        if cell.obstacle or pair in probed or estimates.per_iteration(*pair) is not None:
+            continue
+        cfg = cell_config(cell)
+        if is_tiny(cell.config) or cfg.MODEL.DEVICE.startswith("cuda"):
+            with console.status(f"Trying a few steps of {cell.config} with {cell.loss}"):
+                cost = measure_training_steps(
+                    cfg,
+                    batch_size=max(1, cfg.SOLVER.IMS_PER_BATCH // num_gpus),
+                    image_size=_usual_size(cfg),
+                    steps=2,
+                    warm_up=1,
+                )
+            probed[pair] = cost.seconds
+    return Estimates(cells, probed)
+
+
+def _usual_size(cfg: CfgNode) -> tuple[int, int]:
+    """Height and width of a training picture of the usual 3 : 4, at its largest."""
+    short = max(cfg.INPUT.MIN_SIZE_TRAIN)
+    return short, min(short * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN)
 
 
 def in_words(seconds: float) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from detectron2.config import CfgNode
+
 from ..data.registry import split_names
 from ..engine import runs, setup
 from ..errors import BucketRankError
@@ -52,7 +54,7 @@ class Cell:
 
     @property
     def log(self) -> Path:
-        """Where the output of the cell's process goes: beside the run, which makes its own folder."""
+        """Where the output of the cell's process goes: beside the run's own folder."""
         return self.folder.with_name(f"{self.name}.log")
 
     def arguments(self, num_gpus: int = 1) -> list[str]:
@@ -151,10 +153,19 @@ def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> lis
     Raises:
         BucketRankError: a pattern matches no config.
     """
+    if patterns is not None:
+        return choose_configs(patterns)
+    made_for = configs_of(split_names(dataset)[0]) if dataset else []
+    return [name for name in made_for if not is_tiny(name)] or list(DEFAULT_DETECTORS)
+
+
+def choose_configs(patterns: Sequence[str]) -> list[str]:
+    """The shipped configs that names, with * and ? for several, stand for.
+
+    Raises:
+        BucketRankError: a pattern matches none.
+    """
     configs = setup.available_configs()
-    if patterns is None:
-        made_for = configs_of(split_names(dataset)[0]) if dataset else []
-        return [name for name in made_for if not is_tiny(name)] or list(DEFAULT_DETECTORS)
     chosen: list[str] = []
     for pattern in patterns:
         matching = fnmatch.filter(configs, pattern) or [setup.find_config(pattern).stem]
@@ -177,6 +188,17 @@ def configs_of(train_split: str) -> list[str]:
     ]
 
 
+def cell_config(cell: Cell) -> CfgNode:
+    """The full config of a cell's run.
+
+    Raises:
+        BucketRankError: its data set is not there.
+    """
+    cfg = setup.load_config(cell.config, loss=cell.loss, options=cell.options, device=cell.device)
+    setup.configure_datasets(cfg, *setup.choose_datasets(cfg, cell.dataset, None, None))
+    return cfg
+
+
 def _cell(request: Request, config: str, loss: str, seed: int) -> Cell:
     dataset = request.dataset
     if dataset is None and request.profile == "default":
@@ -195,14 +217,11 @@ def _cell(request: Request, config: str, loss: str, seed: int) -> Cell:
         return replace(cell, obstacle=f"the detector {config} is not in this version yet")
     if dataset == EMBEDDED_DATASET and is_tiny(config):
         options = ["SOLVER.MAX_ITER", str(EMBEDDED_ITERATIONS), *options]
-    cfg = setup.load_config(config, loss=loss, options=options, device=request.device)
+    max_iter = setup.load_config(config, options=options, device="cpu").SOLVER.MAX_ITER
     if "TEST.EVAL_PERIOD" not in options:
-        period = -(-cfg.SOLVER.MAX_ITER // _EVALUATIONS)
-        options += ["TEST.EVAL_PERIOD", str(period)]
-        setup.merge_options(cfg, options[-2:])
-    cell = replace(cell, options=tuple(options), max_iter=cfg.SOLVER.MAX_ITER)
+        options += ["TEST.EVAL_PERIOD", str(-(-max_iter // _EVALUATIONS))]
+    cell = replace(cell, options=tuple(options), max_iter=max_iter)
     try:
-        setup.configure_datasets(cfg, *setup.choose_datasets(cfg, dataset, None, None))
+        return replace(cell, config_hash=runs.config_hash(cell_config(cell)))
     except BucketRankError as error:
         return replace(cell, obstacle=str(error))
-    return replace(cell, config_hash=runs.config_hash(cfg))

@@ -1,6 +1,5 @@
 """The whole of `bucketrank table`: plan, run, job list, report."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from rich.table import Table
 
 from ..data.files import write_atomically
 from ..errors import BucketRankError
-from . import records
-from .estimate import Estimates, in_words
-from .grid import Cell, Request, is_tiny, plan
+from . import records, timing
+from .estimate import estimate, in_words
+from .grid import Cell, Request, plan
+from .report import print_report, write_report
 from .runner import InterruptedTableError, Slot, make_slots, run_cells
 
 
@@ -72,7 +72,7 @@ def run(request: Request, room: Room, console: Console) -> bool:
     console.print(_summary(cells, request.output), soft_wrap=True, highlight=False)
     complete = True
     try:
-        run_cells(cells, room.slots, console, _estimates(cells))
+        run_cells(cells, room.slots, console, estimate(cells, room.gpus_per_cell, console))
     except InterruptedTableError:
         complete = False
     states = [records.read_record(cell) for cell in cells]
@@ -91,17 +91,14 @@ def _summary(cells: list[Cell], output: Path) -> str:
     return f"{len(cells)} cells, {done} of them finished before, in {output}"
 
 
-def _estimates(cells: list[Cell]) -> Estimates:
-    return Estimates(cells)
-
-
 def show_plan(request: Request, room: Room, console: Console) -> None:
     """Print the cells of a table, their state and how long they will take."""
     cells = plan(request)
-    estimates = _estimates(cells)
+    estimates = estimate(cells, room.gpus_per_cell, console)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("cell", "state", "iterations", "estimated", "by"):
-        table.add_column(name, justify="right" if name in ("iterations", "estimated") else "left")
+        right = name in ("iterations", "estimated")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "by")
     total, unknown = 0.0, 0
     for cell in cells:
         record = records.read_record(cell)
@@ -144,5 +141,23 @@ def write_jobs(request: Request, room: Room, path: Path) -> int:
     return len(todo)
 
 
+def run_timing(request: timing.TimingRequest, console: Console) -> None:
+    """Time training steps, then report; see :mod:`.timing`."""
+    timing.time_grid(request, console)
+    report(request.output, console)
+
+
 def report(output: Path, console: Console) -> None:
-    """Write table.md, .csv, .json and .html of what is in the folder, and print the table."""
+    """Write table.md, .html, .csv, .json and pictures of what is in a folder, and print the table.
+
+    Raises:
+        BucketRankError: there is no table.
+    """
+    stored = records.read_records(output)
+    write_report(stored, output)
+    print_report(stored, console)
+    console.print(
+        f"The report is in {output}: table.html (pictures inside), table.md, table.csv, table.json",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -1,6 +1,7 @@
 """What is stored of a table: its list of cells, and of each cell what its run has left."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -73,19 +74,45 @@ def write_grid(output: Path, cells: list[Cell]) -> None:
     """
     for cell in cells:
         _check_same_config(cell)
-    listed = {entry["name"]: entry for entry in _read_grid(output)}
-    for cell in cells:
-        listed[cell.name] = {
-            "name": cell.name,
-            "config": cell.config,
-            "loss": cell.loss,
-            "seed": cell.seed,
-            "dataset": cell.dataset,
-            "options": list(cell.options),
-            "max_iter": cell.max_iter,
-            "obstacle": cell.obstacle,
-        }
+    add_to_grid(output, [_entry(cell) for cell in cells])
+
+
+def add_to_grid(output: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Remember entries of :func:`grid_entry`; an older one of the same name is replaced."""
+    listed = {entry["name"]: entry for entry in [*_read_grid(output), *entries]}
     write_atomically(output / GRID, json.dumps(list(listed.values()), indent=1) + "\n")
+
+
+def grid_entry(
+    name: str,
+    config: str,
+    loss: str,
+    *,
+    max_iter: int,
+    seed: int = 0,
+    dataset: str | None = None,
+    obstacle: str | None = None,
+    timing: bool = False,
+) -> dict[str, Any]:
+    """What a table remembers of a cell; with `timing`, of one that is not trained but timed."""
+    return dict(locals())
+
+
+def timing_file(output: Path, name: str) -> Path:
+    """Where the record of a timed cell is."""
+    return output / "cells" / f"{name}.json"
+
+
+def _entry(cell: Cell) -> dict[str, Any]:
+    return grid_entry(
+        cell.name,
+        cell.config,
+        cell.loss,
+        max_iter=cell.max_iter,
+        seed=cell.seed,
+        dataset=cell.dataset,
+        obstacle=cell.obstacle,
+    )
 
 
 def write_failure(cell: Cell, error: str) -> None:
@@ -130,14 +157,18 @@ def read_records(output: Path) -> list[Record]:
 
 def read_record(cell: Cell) -> Record:
     """The state and results of one cell of a plan."""
-    entry = {key: getattr(cell, key) for key in ("name", "config", "loss", "seed", "dataset")}
-    return _read({**entry, "max_iter": cell.max_iter, "obstacle": cell.obstacle}, cell.folder)
+    return _read(_entry(cell), cell.folder)
 
 
 def _read(entry: dict[str, Any], folder: Path) -> Record:
     known = {key: entry[key] for key in ("name", "config", "loss", "seed", "dataset", "max_iter")}
     if entry["obstacle"]:
         return Record(**known, state=OBSTRUCTED, error=entry["obstacle"])
+    if entry["timing"]:
+        timed = timing_file(folder.parents[1], entry["name"])
+        return Record(
+            **json.loads(timed.read_text()) if timed.is_file() else known | {"state": PENDING}
+        )
     if not runs.is_run(folder):
         error = last_line(folder.with_name(f"{folder.name}.log"))
         return Record(**known, state=FAILED if error else PENDING, error=error)

@@ -1,4 +1,4 @@
-"""Runs the cells of a table: each in a process of its own, several at a time where there is room."""
+"""Runs the cells of a table, each in a process of its own, as many at a time as there is room."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
