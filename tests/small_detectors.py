@@ -9,6 +9,7 @@ from bucketed_ranking.engine.setup import load_config, set_num_classes
 NUM_CLASSES = 4
 DETECTORS = (
     "retinanet_tiny",
+    "atss_tiny",
     "faster_rcnn_tiny",
     "mask_rcnn_tiny",
     "cascade_rcnn_tiny",
@@ -28,6 +29,14 @@ NARROW = [
     "SOLVER.IMS_PER_BATCH", "2",
     "DATALOADER.NUM_WORKERS", "0",
 ]  # fmt: skip
+
+# Untrained scores lie below the usual thresholds.
+ALL_SCORES = [
+    "MODEL.RETINANET.SCORE_THRESH_TEST",
+    "0.0",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "0.0",
+]
 
 
 def narrow_config(name: str, loss: str, *options: str) -> CfgNode:

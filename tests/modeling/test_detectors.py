@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 from bucketed_ranking.config import SCORE_LOSS
 from bucketed_ranking.losses import LOSS_NAMES
-from tests.small_detectors import DETECTORS, narrow_config, random_batch
+from tests.small_detectors import ALL_SCORES, DETECTORS, narrow_config, random_batch
 
 LOSSES = [SCORE_LOSS, *LOSS_NAMES]
 
@@ -58,9 +58,7 @@ def test_without_any_ground_truth_a_ranking_loss_is_zero(detector):
 @pytest.mark.parametrize("loss", ["score", "brs"])
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_inference_returns_scored_boxes_inside_the_image(detector, loss):
-    # Untrained scores lie below the usual thresholds.
-    low = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
-    model = build(detector, loss, *low).eval()
+    model = build(detector, loss, *ALL_SCORES).eval()
     batch = random_batch()
     with torch.no_grad():
         outputs = model(batch)

@@ -32,6 +32,14 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # `apply_ranking_recipe`, which empties it.
     cfg.MODEL.RANKING.RECIPE = CfgNode(new_allowed=True)
 
+    # ATSS and PAA are RetinaNets: what is not here stands in MODEL.RETINANET.
+    cfg.MODEL.ATSS = CfgNode()
+    # Candidates of each level for an object (ATSS, CVPR 2020).
+    cfg.MODEL.ATSS.TOPK = 9
+    # Factors on the box and centerness losses of the score-based detector (the ATSS code).
+    cfg.MODEL.ATSS.BOX_LOSS_WEIGHT = 2.0
+    cfg.MODEL.ATSS.QUALITY_LOSS_WEIGHT = 1.0
+
     # Channels of the stages res2..res5 of the small_resnet_fpn backbone, and the number of basic
     # blocks in each; the stem has the channels of the first. Neighbouring stages must differ.
     cfg.MODEL.SMALL_RESNET = CfgNode()

@@ -43,7 +43,8 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     Reads the formats of Detectron2's, torchvision's and Swin's model zoos and its own; tensors and
     arrays only. A classifier trained with a background column (Detectron2's Faster R-CNN) loads
-    into one without (ranking losses), and back.
+    into one without (ranking losses), and back; so do ATSS and PAA with and without a quality
+    branch.
     """
 
     def load(self, path: str, *args, **kwargs):
@@ -100,6 +101,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]):
         adapt_background_column(checkpoint["model"], self.model.state_dict())
+        add_quality_branch(checkpoint["model"], self.model.state_dict())
         incompatible = super()._load_model(checkpoint)
         shapes = [name for name, *_ in incompatible.incorrect_shapes]
         self.unfitting = [*incompatible.missing_keys, *shapes]
@@ -153,3 +155,14 @@ def adapt_background_column(weights: dict[str, Any], model: dict[str, torch.Tens
             weights[key] = source[:-1] - source[-1:]
         elif len(source) == len(target) - 1:
             weights[key] = torch.cat([source, torch.zeros_like(source[:1])])
+
+
+def add_quality_branch(weights: dict[str, Any], model: dict[str, torch.Tensor]) -> None:
+    """Give the weights of an ATSS or PAA without a quality branch the one of `model`, in place.
+
+    Its weights are zero, so that it leaves the order of the scores alone.
+    """
+    if "head.cls_score.weight" in weights:
+        for key, target in model.items():
+            if key.startswith("head.quality.") and key not in weights:
+                weights[key] = torch.zeros_like(target)

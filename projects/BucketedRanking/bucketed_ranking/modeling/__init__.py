@@ -1,7 +1,9 @@
 """Detectron2 heads and meta-architectures with ranking losses; importing registers them."""
 
+from .atss import ATSS, RankingATSS
 from .backbones import (
     build_deform_resnet_fpn_backbone,
+    build_resnet_fpn_p6p7_from_p5_backbone,
     build_small_resnet_fpn_backbone,
     build_swin_backbone,
     build_swin_fpn_backbone,
@@ -16,6 +18,8 @@ from .roi_heads import (
 from .rpn import RankingRPN
 
 __all__ = [
+    "ATSS",
+    "RankingATSS",
     "RankingCascadeROIHeads",
     "RankingFastRCNNOutputLayers",
     "RankingMaskHead",
@@ -23,6 +27,7 @@ __all__ = [
     "RankingRPN",
     "RankingRetinaNet",
     "build_deform_resnet_fpn_backbone",
+    "build_resnet_fpn_p6p7_from_p5_backbone",
     "build_small_resnet_fpn_backbone",
     "build_swin_backbone",
     "build_swin_fpn_backbone",

@@ -66,9 +66,27 @@ def dense_head_losses(
     logits = cat(pred_logits, dim=1).flatten(0, 1)
     labels = labels.flatten()
     positives = positive_rows(labels, logits.shape[1])
-    all_anchors = Boxes.cat(anchors).tensor
-    pred_boxes = box2box_transform.apply_deltas(
-        cat(pred_deltas, dim=1).flatten(0, 1)[positives],
-        all_anchors[positives % len(all_anchors)],
+    _, pred_boxes, target_boxes = positive_boxes(
+        box2box_transform, anchors, pred_deltas, gt_boxes, positives
     )
-    return criterion(logits, labels, positives, pred_boxes, torch.cat(gt_boxes)[positives])
+    return criterion(logits, labels, positives, pred_boxes, target_boxes)
+
+
+def positive_boxes(
+    box2box_transform: Box2BoxTransform,
+    anchors: list[Boxes],
+    pred_deltas: list[Tensor],
+    gt_boxes: list[Tensor],
+    positives: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchors, predicted boxes and matched boxes of the positives, each [P, 4].
+
+    Args:
+        positives: [P], indices into the N x R anchors of the batch.
+        anchors, pred_deltas, gt_boxes: see :func:`dense_head_losses`.
+    """
+    all_anchors = Boxes.cat(anchors).tensor
+    anchor_boxes = all_anchors[positives % len(all_anchors)]
+    deltas = cat(pred_deltas, dim=1).flatten(0, 1)[positives]
+    pred_boxes = box2box_transform.apply_deltas(deltas, anchor_boxes)
+    return anchor_boxes, pred_boxes, torch.cat(gt_boxes)[positives]
