@@ -134,7 +134,11 @@ install_packages() {
     {
         step "build tools" install pip setuptools wheel ninja hatchling &&
             step "torch and torchvision (some gigabytes)" install torch torchvision &&
-            step "bucketrank and everything else but detectron2" install --editable '.[test]'
+            step "bucketrank and everything else but detectron2" install --editable '.[test]' &&
+            # For LVIS and Cityscapes. Their own dependencies would put a second OpenCV over ours
+            # and a package named typing beside Python's; what they really need is here.
+            step "lvis and cityscapesscripts" install --no-deps \
+                lvis cityscapesscripts pyquaternion shapely
     } || packages_failed
     packages_key >"$stamp"
 }

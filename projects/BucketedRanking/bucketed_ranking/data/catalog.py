@@ -1,7 +1,12 @@
 """Makes data sets known to Detectron2 by name; the one module of ``data`` that needs Detectron2."""
 
 import logging
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -12,6 +17,19 @@ from bucketed_ranking.errors import BucketRankError
 
 logger = logging.getLogger("bucketed_ranking.data")
 
+# What Detectron2 reads and evaluates a data set with, by its evaluator type. Without their own
+# dependencies: lvis asks for an OpenCV that cannot stand beside ours, cityscapesscripts for a
+# package named typing.
+_TOOLS = {
+    "lvis": ("lvis",),
+    "cityscapes_instance": ("cityscapesscripts", "pyquaternion", "shapely"),
+}
+_ADDRESSES = {
+    "coco": "https://cocodataset.org",
+    "lvis": "https://www.lvisdataset.org (its pictures are COCO's)",
+    "cityscapes_instance": "https://www.cityscapes-dataset.com",
+}
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
@@ -19,7 +37,8 @@ class DatasetInfo:
 
     ``class_names`` are in the order of the contiguous class indices. ``has_masks`` is true where
     every annotation that is not a crowd has a mask. ``skipped`` counts, per reason, what cleaning
-    left out. ``evaluator`` is Detectron2's evaluator type, ``coco`` or ``lvis``.
+    left out. ``evaluator`` is Detectron2's evaluator type, ``coco``, ``lvis`` or
+    ``cityscapes_instance``.
     """
 
     name: str
@@ -118,11 +137,83 @@ def _register(clean: CleanDataset) -> bool:
     return True
 
 
+def category_ids(name: str) -> list[int]:
+    """The ids that a registered data set's own files have for its classes, by class index.
+
+    Where its metadata has none they count from 1, as LVIS' do.
+    """
+    metadata = MetadataCatalog.get(name)
+    indices = metadata.get("thing_dataset_id_to_contiguous_id")
+    if indices is None:
+        return list(range(1, len(metadata.thing_classes) + 1))
+    return sorted(indices, key=indices.__getitem__)
+
+
 def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
+    metadata = MetadataCatalog.get(entry.name)
+    kind = metadata.evaluator_type
     if not entry.present:
         raise BucketRankError(
             f"The files of '{entry.name}' are absent: Detectron2 expects {entry.json} and the "
-            f"pictures in {entry.images} (set DETECTRON2_DATASETS to change where)."
+            f"pictures in {entry.images} (set DETECTRON2_DATASETS to change where); they come from "
+            f"{_ADDRESSES[kind]}."
         )
-    evaluator = MetadataCatalog.get(entry.name).evaluator_type
-    return _info(describe_dataset(entry), evaluator)
+    _require_tools(entry.name, kind)
+    if kind == "cityscapes_instance":
+        return _describe_cityscapes(entry)
+    info = _info(describe_dataset(entry), kind)
+    if kind == "coco":
+        return info
+    # Detectron2 names LVIS' classes by their first synonym, whatever the JSON calls them.
+    classes = tuple(metadata.thing_classes)
+    return replace(info, class_names=classes, num_classes=len(classes))
+
+
+def _require_tools(name: str, kind: str) -> None:
+    missing = [package for package in _TOOLS.get(kind, ()) if find_spec(package) is None]
+    if missing:
+        raise BucketRankError(
+            f"'{name}' needs what is not installed: {', '.join(missing)}; `make setup` in a "
+            f"checkout of bucketrank installs it, or `pip install --no-deps {' '.join(missing)}`."
+        )
+
+
+@lru_cache
+def _describe_cityscapes(entry: DatasetEntry) -> DatasetInfo:
+    """Reads it once and for all.
+
+    Detectron2 reads it anew for each evaluation, by processes that it ends with SIGTERM; within a
+    training, which catches that signal, they would not end.
+    """
+    if next(entry.json.glob("*/*_gtFine_polygons.json"), None) is None:
+        raise BucketRankError(
+            f"There are no annotations of '{entry.name}' in {entry.json}: expected "
+            "CITY/CITY_..._gtFine_polygons.json there (gtFine_trainvaltest.zip)."
+        )
+    _make_cityscapes_importable()
+    records = DatasetCatalog.get(entry.name)
+    DatasetCatalog.remove(entry.name)
+    DatasetCatalog.register(entry.name, lambda: list(records))
+    classes = tuple(MetadataCatalog.get(entry.name).thing_classes)
+    return DatasetInfo(
+        name=entry.name,
+        num_classes=len(classes),
+        class_names=classes,
+        num_images=len(records),
+        num_annotations=sum(len(record["annotations"]) for record in records),
+        has_masks=True,
+        evaluator="cityscapes_instance",
+    )
+
+
+def _make_cityscapes_importable() -> None:
+    """Detectron2 looks for cityscapesscripts where Meta keeps it; lead it to the public package."""
+    inner = "deeplearning.projects.cityscapesApi"
+    package = import_module("cityscapesscripts")
+    root = SimpleNamespace(
+        projects=SimpleNamespace(cityscapesApi=SimpleNamespace(cityscapesscripts=package))
+    )
+    sys.modules.setdefault("deeplearning", root)
+    for module in ("helpers.labels", "evaluation.evalInstanceLevelSemanticLabeling"):
+        name = f"cityscapesscripts.{module}"
+        sys.modules.setdefault(f"{inner}.{name}", import_module(name))

@@ -42,6 +42,8 @@ def read_coco(path: Path) -> dict[str, Any]:
         BucketRankError: if the file cannot be read, is not JSON, or lacks one of the three lists
             ``images``, ``annotations`` and ``categories``.
     """
+    if path.is_dir():
+        raise BucketRankError(f"{path} is a folder, not a COCO JSON: only training can use it.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -10,7 +10,7 @@ relative to itself. One entry is one split::
 
 ``val_fraction: 0.2`` with ``part: train`` or ``part: val`` holds out a fraction of the pictures of
 one JSON; which ones depends on their file names alone. ``shapes_train`` and ``shapes_val`` are
-always there, and so are the COCO and LVIS names of Detectron2, whose files lie under
+always there, and so are the COCO, LVIS and Cityscapes names of Detectron2, whose files lie under
 ``$DETECTRON2_DATASETS`` (by default ``datasets`` in the current folder).
 """
 
@@ -48,8 +48,17 @@ _DETECTRON2 = {
     "lvis_v1_val": ("lvis/lvis_v1_val.json", "coco"),
     "lvis_v0.5_train": ("lvis/lvis_v0.5_train.json", "coco"),
     "lvis_v0.5_val": ("lvis/lvis_v0.5_val.json", "coco"),
+    "cityscapes_fine_instance_seg_train": (
+        "cityscapes/gtFine/train",
+        "cityscapes/leftImg8bit/train",
+    ),
+    "cityscapes_fine_instance_seg_val": ("cityscapes/gtFine/val", "cityscapes/leftImg8bit/val"),
 }
-_ALIASES = {"coco": "coco_2017", "lvis": "lvis_v1"}
+_ALIASES = {
+    "coco": "coco_2017",
+    "lvis": "lvis_v1",
+    "cityscapes": "cityscapes_fine_instance_seg",
+}
 _EMBEDDED = {"shapes_train": "train", "shapes_val": "val"}
 
 Origin = Literal["embedded", "user", "project", "detectron2"]
@@ -60,6 +69,7 @@ class DatasetEntry:
     """One split: where its JSON and its pictures are.
 
     With ``part`` and ``val_fraction`` set it is the training or the validation part of the JSON.
+    Of Cityscapes, whose annotations are a file a picture, ``json`` is their folder.
     ``origin`` says where the name comes from, ``source`` which YAML file defines it, if one does.
     """
 
@@ -87,7 +97,7 @@ class DatasetEntry:
     @property
     def present(self) -> bool:
         """Whether its files are there; the embedded data set, made on first use, always is."""
-        return self.origin == "embedded" or (self.json.is_file() and self.images.is_dir())
+        return self.origin == "embedded" or (self.json.exists() and self.images.is_dir())
 
 
 def registry_file() -> Path:
@@ -335,7 +345,7 @@ def _existing(path: Path | str, what: str) -> str:
 
 def _make_room(name: str, blocks: dict[str, Any], force: bool) -> None:
     """Refuses a name that is taken; with force, takes out what has it in the user's registry."""
-    reserved = {*_EMBEDDED, *_DETECTRON2, *_ALIASES, "shapes", "coco_2017", "coco_2014"}
+    reserved = {*_EMBEDDED, *_DETECTRON2, *_ALIASES, *_ALIASES.values(), "shapes", "coco_2014"}
     built_in = sorted({name, *blocks} & reserved)
     if built_in:
         raise BucketRankError(f"'{built_in[0]}' is built in: give your data set another name.")

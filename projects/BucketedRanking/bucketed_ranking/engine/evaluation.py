@@ -1,4 +1,4 @@
-"""COCO evaluation of a detector on a registered data set."""
+"""Evaluation of a detector on a registered data set, by the measure of that data set."""
 
 import contextlib
 import io
@@ -7,21 +7,32 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    inference_on_dataset,
+)
 from detectron2.utils import comm
 from torch import nn
 
 from ..data.files import write_atomically
+from ..errors import BucketRankError
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# AP of LVIS' rare, common and frequent classes.
+_RARITIES = ("APr", "APc", "APf")
 
 
 class DetectionEvaluator(COCOEvaluator):
@@ -44,6 +55,48 @@ class DetectionEvaluator(COCOEvaluator):
                 coco_eval.params.recThrs,
             )
         return results
+
+
+class FederatedEvaluator(LVISEvaluator):
+    """:class:`LVISEvaluator`, made to run with NumPy 2; no detection at all is AP 0."""
+
+    def _eval_predictions(self, predictions):
+        # lvis 0.5.3, its last release, asks for np.float, which NumPy 1.24 removed.
+        with patch.object(np, "float", float, create=True):
+            super()._eval_predictions(predictions)
+        if not any(prediction["instances"] for prediction in predictions):
+            for task, metrics in self._results.items():
+                self._results[task] = dict.fromkeys(metrics, 0.0)
+
+
+class CityscapesEvaluator(CityscapesInstanceEvaluator):
+    """:class:`CityscapesInstanceEvaluator`, made to run with NumPy 2; leaves no file behind."""
+
+    def evaluate(self):
+        script = import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+        with (
+            # It writes its matches, and a cache that a single evaluation has no use for.
+            patch.object(script, "writeDict2JSON", lambda *_: None),
+            # cityscapesscripts 2.3.0, its last release, asks for what NumPy 2.4 removed.
+            patch.object(np, "in1d", np.isin, create=True),
+        ):
+            return super().evaluate()
+
+
+def build_evaluator(dataset: str, output_dir: Path) -> DatasetEvaluator:
+    """The evaluator that a registered data set's metadata asks for.
+
+    Raises:
+        BucketRankError: there is none for its kind.
+    """
+    kind = MetadataCatalog.get(dataset).evaluator_type
+    if kind == "coco":
+        return DetectionEvaluator(dataset, output_dir=str(output_dir))
+    if kind == "lvis":
+        return FederatedEvaluator(dataset, output_dir=str(output_dir))
+    if kind == "cityscapes_instance":
+        return CityscapesEvaluator(dataset)
+    raise BucketRankError(f"There is no evaluation for '{dataset}', whose kind is {kind!r}.")
 
 
 def best_f1_threshold(precision: np.ndarray, scores: np.ndarray, recall: np.ndarray) -> float:
@@ -83,7 +136,8 @@ def evaluate_model(
 ) -> dict[str, dict[str, Any]]:
     """Run `model` on a registered data set and measure it.
 
-    Writes the detections in COCO's results format to `output_dir`/coco_instances_results.json.
+    On COCO and LVIS, the detections go to `output_dir` in COCO's results format
+    (coco_instances_results.json, lvis_instances_results.json).
 
     Args:
         cfg: a full config.
@@ -95,21 +149,24 @@ def evaluate_model(
     Returns:
         A dict per task ("bbox", "segm"), in percent: AP, AP50, AP75, APs, APm, APl (NaN where
         there is no ground truth of the kind), "per_class" AP by class name, and
-        "score_threshold" (see :class:`DetectionEvaluator`). Empty on all but the main process.
+        "score_threshold" (see :class:`DetectionEvaluator`). On LVIS, APr, APc and APf (rare,
+        common, frequent classes) instead of the last two; on Cityscapes, AP and AP50 of "segm".
+        Empty on all but the main process.
     """
     loader = build_detection_test_loader(cfg, dataset, mapper=DatasetMapper(cfg, is_train=False))
-    evaluator = DetectionEvaluator(dataset, output_dir=str(output_dir))
+    evaluator = build_evaluator(dataset, output_dir)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # pycocotools prints its own table
         done = itertools.count(1)
         tell = {"after_inference": lambda: on_batch(next(done), len(loader))}
         results = inference_on_dataset(model, loader, evaluator, tell)
-    logger.info("COCO evaluation of %s:\n%s", dataset, printed.getvalue())
+    logger.info("Evaluation on %s:\n%s", dataset, printed.getvalue())
     return {task: _tidy(metrics) for task, metrics in results.items()}
 
 
 def _tidy(metrics: dict[str, float]) -> dict[str, Any]:
-    tidy: dict[str, Any] = {name: metrics[name] for name in METRICS}
+    tidy: dict[str, Any] = {name: metrics.get(name, math.nan) for name in METRICS}
+    tidy |= {name: metrics[name] for name in _RARITIES if name in metrics}
     tidy["per_class"] = {
         name.removeprefix("AP-"): ap for name, ap in metrics.items() if name.startswith("AP-")
     }

@@ -23,7 +23,7 @@ from detectron2.utils.env import seed_all_rng
 from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
-from ..data.catalog import register
+from ..data.catalog import category_ids, register
 from ..data.registry import find_dataset
 from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
@@ -246,12 +246,10 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
 
 
 def _classes(dataset: str) -> dict[str, list]:
-    """Names and COCO category ids of the classes, by class index."""
-    metadata = MetadataCatalog.get(dataset)
-    indices = metadata.thing_dataset_id_to_contiguous_id
+    """Names and the data set's own ids of the classes, by class index."""
     return {
-        "class_names": list(metadata.thing_classes),
-        "category_ids": sorted(indices, key=indices.__getitem__),
+        "class_names": list(MetadataCatalog.get(dataset).thing_classes),
+        "category_ids": category_ids(dataset),
     }
 
 

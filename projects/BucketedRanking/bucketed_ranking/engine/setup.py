@@ -122,10 +122,16 @@ def configure_datasets(cfg: CfgNode, train: str, val: str) -> tuple[DatasetInfo,
     """Register the two data sets and take the number of classes from them.
 
     Raises:
-        BucketRankError: a data set is unknown, empty or invalid, or their classes differ.
+        BucketRankError: a data set is unknown, empty or invalid, their classes differ, or the
+            evaluation needs masks that the detector does not predict.
     """
     train_info, val_info = register(train), register(val)
     require_same_classes(train_info, val_info)
+    if val_info.evaluator == "cityscapes_instance" and not cfg.MODEL.MASK_ON:
+        raise BucketRankError(
+            f"'{val}' is evaluated by masks, which this detector does not predict; choose one that "
+            "does, such as Cityscapes/mask_rcnn_R_50_FPN."
+        )
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (val,)
     set_num_classes(cfg, train_info.num_classes)
     return train_info, val_info

@@ -1,0 +1,216 @@
+"""LVIS and Cityscapes, in miniature: registered, trained on, evaluated by their own measures."""
+
+import itertools
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from PIL import Image
+from torch import nn
+
+from bucketed_ranking.data.catalog import register
+from bucketed_ranking.engine import runs, setup
+from bucketed_ranking.engine.data_loader import build_train_loader
+from bucketed_ranking.engine.evaluation import evaluate_model
+from bucketed_ranking.errors import BucketRankError
+from tests.public_datasets import (
+    COMMON,
+    HEIGHT,
+    RARE,
+    WIDTH,
+    registered_under,
+    write_cityscapes,
+    write_lvis,
+)
+from tests.small_detectors import NARROW
+
+LVIS = ("lvis_v1_train", "lvis_v1_val")
+CITYSCAPES = ("cityscapes_fine_instance_seg_train", "cityscapes_fine_instance_seg_val")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("datasets")
+    for split in ("train", "val"):
+        write_lvis(folder, split)
+        write_cityscapes(folder, split)
+    with pytest.MonkeyPatch.context() as patch, registered_under(folder):
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        yield folder
+
+
+def config(names: tuple[str, str], *options: str, detector: str = "mask_rcnn_tiny"):
+    cfg = setup.load_config(detector, loss="brs", options=[*NARROW, *options], device="cpu")
+    setup.configure_datasets(cfg, *names)
+    cfg.SEED = 3
+    return cfg
+
+
+def test_lvis_has_all_its_classes_whatever_a_file_holds(root):
+    info = register("lvis_v1_train")
+    assert (info.num_classes, info.num_images, info.num_annotations) == (1203, 6, 10)
+    assert info.class_names[COMMON - 1] == MetadataCatalog.get("lvis_v1_train").thing_classes[2]
+    assert info.has_masks
+    assert info.evaluator == "lvis"
+
+
+def test_cityscapes_counts_the_objects_of_its_eight_classes(root):
+    info = register("cityscapes_fine_instance_seg_train")
+    assert info.class_names[:3] == ("person", "rider", "car")
+    assert (info.num_classes, info.num_images, info.num_annotations) == (8, 4, 12)
+    assert info.has_masks
+    crowds = [
+        (annotation["category_id"], annotation["iscrowd"])
+        for record in DatasetCatalog.get("cityscapes_fine_instance_seg_train")
+        for annotation in record["annotations"]
+    ]
+    assert Counter(crowds) == {(2, False): 4, (0, False): 4, (0, True): 4}
+
+
+@pytest.mark.parametrize("names", [LVIS, CITYSCAPES], ids=["lvis", "cityscapes"])
+def test_training_ends_with_the_data_sets_own_measure(root, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / "run")]
+    # Where masks are predicted at all; two iterations do not make good ones.
+    options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5"]
+    results = runs.train(config(names, *options))
+    assert 0 <= results["segm"]["AP"] <= 100
+    assert ("bbox" in results) == ("APr" in results["segm"]) == (names is LVIS)
+    record = runs.read_json(tmp_path / "run" / runs.RECORD)
+    num_classes = 1203 if names is LVIS else 8
+    assert len(record["category_ids"]) == len(record["class_names"]) == num_classes
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing else is written"
+
+
+class Oracle(nn.Module):
+    """Finds every object with its exact mask, and at a higher score what is wrong.
+
+    Args:
+        wrong: by image id, a class index of which the whole image is said to be an object.
+    """
+
+    def __init__(self, dataset: str, silent: bool = False, wrong: dict | None = None):
+        super().__init__()
+        self.records = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
+        self.silent, self.wrong = silent, wrong or {}
+
+    def forward(self, batch):
+        return [{"instances": self._find(inputs["image_id"])} for inputs in batch]
+
+    def _find(self, image_id) -> Instances:
+        found = [] if self.silent else list(self._truth(self.records[image_id]))
+        if image_id in self.wrong:
+            found.insert(0, (self.wrong[image_id], torch.ones(HEIGHT, WIDTH)))
+        masks = torch.zeros(len(found), HEIGHT, WIDTH, dtype=torch.bool)
+        for row, (_, mask) in enumerate(found):
+            masks[row] = mask
+        instances = Instances((HEIGHT, WIDTH))
+        instances.pred_masks = masks
+        instances.pred_boxes = Boxes(BitMasks(masks).get_bounding_boxes().tensor)
+        instances.pred_classes = torch.tensor([index for index, _ in found], dtype=torch.long)
+        instances.scores = torch.linspace(0.9, 0.8, len(found))
+        return instances
+
+    def _truth(self, record):
+        for annotation in record["annotations"]:
+            if not annotation.get("iscrowd"):
+                polygons = PolygonMasks([annotation["segmentation"]])
+                mask = BitMasks.from_polygon_masks(polygons, HEIGHT, WIDTH).tensor[0]
+                yield annotation["category_id"], mask
+
+
+class CityscapesOracle(Oracle):
+    def _truth(self, record):
+        truth = record["file_name"].replace("leftImg8bit", "gtFine")
+        ids = np.array(Image.open(truth.replace("_gtFine.png", "_gtFine_instanceIds.png")))
+        for number in np.unique(ids[ids >= 1000]):
+            index = {24: 0, 26: 2}[int(number) // 1000]
+            yield index, torch.from_numpy(ids == number)
+
+
+def test_perfect_detections_score_100_on_lvis(root, tmp_path):
+    cfg = config(LVIS)
+    results = evaluate_model(cfg, Oracle("lvis_v1_val"), "lvis_v1_val", tmp_path)
+    for task in ("bbox", "segm"):
+        assert results[task]["AP"] == pytest.approx(100, abs=0.1)
+    assert (tmp_path / "lvis_instances_results.json").is_file()
+    assert not hasattr(np, "float")
+
+
+@pytest.mark.parametrize(("image", "lowers"), [(1, True), (2, True), (3, False)])
+def test_lvis_counts_false_positives_only_where_a_class_was_looked_for(
+    root, tmp_path, image, lowers
+):
+    """In image 1 there is one, in image 2 there is none, of image 3 nothing is known."""
+    oracle = Oracle("lvis_v1_val", wrong={image: RARE - 1})
+    results = evaluate_model(config(LVIS), oracle, "lvis_v1_val", tmp_path)["segm"]
+    assert (results["AP"] < 99) == lowers
+
+
+def test_perfect_masks_score_100_on_cityscapes_and_none_0(root, tmp_path):
+    name, cfg = CITYSCAPES[1], config(CITYSCAPES)
+    results = evaluate_model(cfg, CityscapesOracle(name), name, tmp_path)
+    assert set(results) == {"segm"}
+    assert results["segm"]["AP"] == results["segm"]["AP50"] == pytest.approx(100)
+    none = evaluate_model(cfg, CityscapesOracle(name, silent=True), name, tmp_path)
+    assert none["segm"]["AP"] == 0
+
+
+def test_no_detection_at_all_is_ap_0_on_lvis(root, tmp_path):
+    cfg = config(LVIS)
+    results = evaluate_model(cfg, Oracle("lvis_v1_val", silent=True), "lvis_v1_val", tmp_path)
+    assert results["bbox"]["AP"] == results["bbox"]["APr"] == 0
+
+
+def test_repeat_factors_repeat_rare_images_in_an_order_of_seed_and_iteration_alone(root):
+    options = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler",
+               "DATALOADER.REPEAT_THRESHOLD", "1.0"]  # fmt: skip
+    cfg = config(LVIS, *options)
+
+    def batches(start: int, count: int):
+        loader = build_train_loader(cfg, start)
+        return [[i["image_id"] for i in batch] for batch in itertools.islice(loader, count)]
+
+    whole = batches(0, 60)
+    assert batches(23, 37) == whole[23:]
+    seen = Counter(itertools.chain(*whole))
+    # Frequencies 1/6, 1/2, 1 and threshold 1: repeated sqrt(6), sqrt(2), 1 times.
+    assert seen[1] / seen[2] == pytest.approx(6**0.5, rel=0.3)
+    assert seen[3] / seen[2] == pytest.approx(2**0.5, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "address"), [("lvis", "lvisdataset"), ("cityscapes", "cityscapes-dataset")]
+)
+def test_absent_files_are_told_with_where_they_belong(name, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    cfg = setup.load_config("mask_rcnn_tiny", device="cpu")
+    with pytest.raises(BucketRankError, match=rf"absent.*{tmp_path}.*DETECTRON2_DATA.*{address}"):
+        setup.configure_datasets(cfg, *setup.choose_datasets(cfg, name, None, None))
+
+
+@pytest.mark.parametrize(("name", "package"), [(LVIS[0], "lvis"), (CITYSCAPES[0], "shapely")])
+def test_a_missing_package_is_named(root, name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(
+        "bucketed_ranking.data.catalog.find_spec", lambda n: None if n == package else object()
+    )
+    with pytest.raises(BucketRankError, match=rf"not installed: {package}; .*--no-deps {package}"):
+        register(name)
+
+
+def test_cityscapes_needs_a_detector_with_masks(root):
+    with pytest.raises(BucketRankError, match="evaluated by masks"):
+        config(CITYSCAPES, detector="faster_rcnn_tiny")
+
+
+def test_a_folder_without_annotations_is_told(root, tmp_path, monkeypatch):
+    for folder in ("leftImg8bit", "gtFine"):
+        (tmp_path / "cityscapes" / folder / "train").mkdir(parents=True)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(BucketRankError, match="no annotations of 'cityscapes_fine"):
+        register(CITYSCAPES[0])
