@@ -12,17 +12,24 @@ python := .venv/bin/python
 # One worker a core, and one torch thread a worker (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo reproduce-table test lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## (.*)/\1|\2/' \
-		| while IFS='|' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
+		| while IFS='|' read -r target text; do printf '  make %-16s %s\n' "$$target" "$$text"; done
 
 setup: ## install everything into .venv (pinned versions, detectron2 compiled from its sources)
 	@tools/setup.sh
 
 demo: setup ## generate the data set, train and evaluate two small detectors, print one table
 	.venv/bin/bucketrank demo
+
+# DATASET=coco GPUS=8 trains the full-size detectors; the rest narrows or widens the grid.
+table_options := $(foreach name,DATASET DETECTORS LOSSES SEEDS PROFILE GPUS OUTPUT,\
+	$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) '$($(name))'))
+
+reproduce-table: setup ## train detectors x losses and compare them (DATASET=, DETECTORS=, LOSSES=, SEEDS=, PROFILE=paper, GPUS=, OUTPUT=)
+	.venv/bin/bucketrank table $(table_options)
 
 test: setup ## run the tests
 	$(python) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile

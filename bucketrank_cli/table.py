@@ -113,9 +113,14 @@ def table(
             f"{count} commands are in {emit_jobs}; afterwards `bucketrank table --report-only "
             f"--output {folder}` collects them."
         )
-    elif not job.run(request, room, console):
-        say("Stopped; the cells under way have saved a checkpoint. The same command goes on.")
-        raise typer.Exit(130)
+    else:
+        outcome = job.run(request, room, console)
+        if outcome.stopped:
+            say("Stopped; the cells under way have saved a checkpoint. The same command goes on.")
+            raise typer.Exit(130)
+        if outcome.failed:
+            say(f"{outcome.failed} cells failed; the same command tries them again.")
+            raise typer.Exit(1)
 
 
 def _words(text: str | None) -> tuple[str, ...] | None:

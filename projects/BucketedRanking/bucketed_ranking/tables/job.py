@@ -61,34 +61,44 @@ def choose_room(gpus: int | None, gpus_per_cell: int, jobs: int, device: str | N
     return Room(tuple(make_slots(count, gpus_per_cell, jobs)))
 
 
-def run(request: Request, room: Room, console: Console) -> bool:
-    """Run what is not finished, then report; False where the user stopped it.
+@dataclass(frozen=True)
+class Outcome:
+    """How a table ended: whether the user stopped it, and how many of its cells failed."""
+
+    stopped: bool
+    failed: int
+
+
+def run(request: Request, room: Room, console: Console) -> Outcome:
+    """Run what is not finished, then report on all that is in the folder.
 
     Raises:
-        BucketRankError: see `grid.plan`; or every cell failed.
+        BucketRankError: see `grid.plan` and `records.write_grid`; or no cell can be run here.
     """
-    cells = plan(request)
-    records.write_grid(request.output, cells)
-    console.print(_summary(cells, request.output), soft_wrap=True, highlight=False)
-    complete = True
+    cells = _runnable(request)
+    done = sum(records.read_record(cell).state == records.FINISHED for cell in cells)
+    console.print(
+        f"{len(cells)} cells, {done} of them finished before, in {request.output}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    stopped = False
     try:
         run_cells(cells, room.slots, console, estimate(cells, room.gpus_per_cell, console))
     except InterruptedTableError:
-        complete = False
-    states = [records.read_record(cell) for cell in cells]
-    if any(record.state == records.FINISHED for record in states):
-        report(request.output, console)
-    elif complete:
-        raise BucketRankError(
-            f"No cell of the table in {request.output} could be finished; the first error: "
-            f"{next(record.error for record in states if record.error)}"
-        )
-    return complete
+        stopped = True
+    report(request.output, console)
+    states = [records.read_record(cell).state for cell in cells]
+    return Outcome(stopped, states.count(records.FAILED))
 
 
-def _summary(cells: list[Cell], output: Path) -> str:
-    done = sum(records.read_record(cell).state == records.FINISHED for cell in cells)
-    return f"{len(cells)} cells, {done} of them finished before, in {output}"
+def _runnable(request: Request) -> list[Cell]:
+    """The cells of a plan, remembered in its folder."""
+    cells = plan(request)
+    if all(cell.obstacle for cell in cells):
+        raise BucketRankError(f"No cell of this table can be run: {cells[0].obstacle}")
+    records.write_grid(request.output, cells)
+    return cells
 
 
 def show_plan(request: Request, room: Room, console: Console) -> None:
@@ -106,7 +116,7 @@ def show_plan(request: Request, room: Room, console: Console) -> None:
         seconds = estimates.seconds(cell)
         row = [cell.name, record.state, str(cell.max_iter or "-")]
         if record.state in (records.FINISHED, records.OBSTRUCTED):
-            row += ["-", record.error or ""]
+            row += ["-", ""]
         elif known is None or seconds is None:
             unknown += 1
             row += ["unknown", ""]
@@ -115,6 +125,8 @@ def show_plan(request: Request, room: Room, console: Console) -> None:
             row += [in_words(seconds), known[1]]
         table.add_row(*row)
     console.print(table)
+    for obstacle in dict.fromkeys(cell.obstacle for cell in cells if cell.obstacle):
+        console.print(f"Cannot be run: {obstacle}", soft_wrap=True, highlight=False, markup=False)
     time_left = in_words(total / len(room.slots))
     console.print(
         f"{len(cells)} cells into {request.output}, {len(room.slots)} at a time: about {time_left}"
@@ -132,8 +144,7 @@ def write_jobs(request: Request, room: Room, path: Path) -> int:
     """
     if path.exists():
         raise BucketRankError(f"There is a file at {path} already; choose another for the jobs.")
-    cells = plan(request)
-    records.write_grid(request.output, cells)
+    cells = _runnable(request)
     (request.output / "cells").mkdir(parents=True, exist_ok=True)
     states = {cell.name: records.read_record(cell).state for cell in cells}
     todo = [c for c in cells if states[c.name] not in (records.FINISHED, records.OBSTRUCTED)]

@@ -284,9 +284,11 @@ def _markdown(
     for section in sections:
         lines += [f"## {section.title}", ""]
         lines += [section.note, ""] if section.note else []
-        lines += ["| " + " | ".join(section.header) + " |", "|" + "---|" * len(section.header)]
-        lines += ["| " + " | ".join(map(_in_cell, row)) + " |" for row in _grouped(section)]
-        lines += [""]
+        header, *rows = [
+            "| " + " | ".join(map(_in_cell, row)) + " |"
+            for row in (section.header, *_grouped(section))
+        ]
+        lines += [header, "|" + "---|" * len(section.header), *rows, ""]
     return "\n".join(lines)
 
 

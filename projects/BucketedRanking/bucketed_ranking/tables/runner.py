@@ -158,7 +158,7 @@ class _Pool:
             self.free.append(process.slot)
             self.done += 1
             record = records.read_record(process.cell)
-            if code and record.state != records.FAILED and code != _INTERRUPTED:
+            if code not in (0, _INTERRUPTED) and record.state != records.FAILED:
                 records.write_failure(process.cell, _death(process.cell, code))
                 record = records.read_record(process.cell)
             self.estimates.learn(record)
