@@ -46,10 +46,10 @@ def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _panels(count: int, extra_height: float = 0.0) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, extra_width: float = 0.0) -> tuple[Figure, list[Axes]]:
     columns = min(_COLUMNS, count)
     lines = -(-count // columns)
-    size = (max(_PANEL[0] * columns, 6.4), (_PANEL[1] + extra_height) * lines + 0.9)
+    size = (max((_PANEL[0] + extra_width) * columns, 6.4), _PANEL[1] * lines + 0.9)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for empty in axes[count:]:
@@ -117,14 +117,15 @@ def _split(row: Row) -> dict[str, float] | None:
 
 def _times(rows: Sequence[Row]) -> Figure:
     configs = list(dict.fromkeys(row.config for row in rows))
-    figure, all_axes = _panels(len(configs))
+    figure, all_axes = _panels(len(configs), extra_width=1.4)
     for axes, config in zip(all_axes, configs, strict=False):
         of_config = {row.loss: _split(row) for row in rows if row.config == config}
         losses = _order(list(of_config))
+        names = [LABELS[loss] for loss in losses]
         left = [0.0] * len(losses)
         for part, colour in _PARTS.items():
             widths = [of_config[loss][part] for loss in losses]
-            axes.barh(losses, widths, left=left, color=colour, label=part)
+            axes.barh(names, widths, left=left, color=colour, label=part)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         for place, total in enumerate(left):
             axes.annotate(
