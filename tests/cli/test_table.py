@@ -44,6 +44,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_failure_interruption_and_resume(blobs, tmp_path):
     output = tmp_path / "table"
     # In the way of one cell: what a user has there is not overwritten.
