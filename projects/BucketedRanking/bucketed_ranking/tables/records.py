@@ -1,6 +1,7 @@
 """What is stored of a table: its list of cells, and of each cell what its run has left."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -203,7 +204,7 @@ def _curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
     for line in read_metrics(metrics):
         for task in TASKS:
             ap = line.get(f"{task}/AP")
-            if ap is not None:
+            if ap is not None and not math.isnan(ap):
                 curves.setdefault(task, {})[line["iteration"] + 1] = ap
     return {task: sorted(points.items()) for task, points in curves.items()}
 

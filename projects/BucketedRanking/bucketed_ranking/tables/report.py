@@ -130,8 +130,8 @@ def _costs(rows: Sequence[Row]) -> Section:
         "Time and memory",
         "Seconds of an iteration: median after warm-up, reading pictures included. Speed-up: "
         "against the same objective without buckets. Losses: milliseconds in the losses of all "
-        "heads of an iteration (classification, box and mask losses, forward and backward, timed "
-        "on their own), and their share of the iteration. Peak memory: of tensors on a GPU; of "
+        "heads of an iteration (classification and box losses, forward and backward, timed on "
+        "their own), and their share of the iteration. Peak memory: of tensors on a GPU; of "
         "the whole process on a CPU.",
         (
             "detector", "loss", "s / iteration", "speed-up", "losses ms", "share", "images / s",

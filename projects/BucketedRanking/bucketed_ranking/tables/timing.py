@@ -148,6 +148,7 @@ def _measure(request: TimingRequest, name: str, config: str, loss: str) -> Recor
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             image_size=request.image_size,
             steps=request.steps,
+            warm_up=min(3, request.steps),
         )
     except torch.OutOfMemoryError as error:
         sentence = str(error).splitlines()[0]
