@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def write_blobs(folder: Path, num_images: int, seed: int) -> Path:
-    """Bright rectangles on noise, in COCO format, with category ids that are not contiguous."""
+    """Bright rectangles on noise, in COCO format, with masks; category ids are not contiguous."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
@@ -24,6 +24,7 @@ def write_blobs(folder: Path, num_images: int, seed: int) -> Path:
                 {
                     "id": len(annotations) + 1, "image_id": image_id, "category_id": category,
                     "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
                 }
             )  # fmt: skip
         name = f"{image_id:03d}.jpg"

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bucketed_ranking.criterion import RankingCriterion, aligned_box_iou, positive_rows
+from bucketed_ranking.criterion import (
+    RankingCriterion,
+    aligned_box_iou,
+    dice_losses,
+    positive_rows,
+)
 from bucketed_ranking.losses import RankingLoss
 
 NUM_CLASSES = 3
@@ -82,6 +87,34 @@ def generalized_iou(boxes: Tensor, targets: Tensor) -> Tensor:
     union = areas / (1 + iou)
     hull = torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])
     return iou - (hull.prod(1) - union) / hull.prod(1)
+
+
+def test_dice_loss_worked_out_by_hand():
+    sure = 40.0
+    logits = torch.tensor(
+        [[[sure, 0.0], [-sure, -sure]], [[sure, sure], [-sure, -sure]], [[-sure, -sure], [0, sure]]]
+    )
+    # 1 - 2 (1 + 1/2) / (1 + 1/4 + 2); all of it; none of it.
+    losses = dice_losses(logits, torch.tensor([[[1, 1], [0, 0]]]).expand(3, 2, 2))
+    assert losses.tolist() == pytest.approx([1 - 3 / 3.25, 0.0, 1.0])
+    nothing = dice_losses(torch.full((1, 2, 2), -200.0), torch.zeros(1, 2, 2))
+    assert nothing.tolist() == [1.0], "and no division by zero"
+
+
+@pytest.mark.parametrize(("name", "balances"), [("brs", True), ("rs-exact", True), ("bap", False)])
+def test_another_loss_of_the_positives_is_balanced_like_the_box_loss(name, balances):
+    head = one_head()
+    criterion = RankingCriterion(RankingLoss(name))
+    losses = criterion(**head)
+    mask_loss = torch.tensor(0.3, requires_grad=True)
+    balanced = criterion.balanced(mask_loss)
+    balanced.backward()
+    classification = losses["loss_rank"] + losses.get("loss_sort", 0)
+    expected = classification.detach() if balances else torch.tensor(0.3)
+    torch.testing.assert_close(balanced.detach(), expected, check_stride=False)
+    assert mask_loss.grad == pytest.approx(float(expected / 0.3)), "the balance is a constant"
+    scores = head["logits"].detach()[head["positives"]].sigmoid().amax(dim=1)
+    torch.testing.assert_close(criterion.positive_scores, scores)
 
 
 def test_options_override_the_habits_of_the_objective():

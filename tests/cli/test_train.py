@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from detectron2.data import DatasetMapper
+from PIL import Image
 
 from bucketed_ranking.data.registry import add_dataset
 from bucketrank_cli.main import app
@@ -176,6 +177,24 @@ def test_predict_draws_and_writes_coco_results(run_dir, cells, tmp_path):
     assert {p["category"] for p in predictions} <= {"red", "green", "blue"}
     assert {p["image_id"] for p in predictions} <= {1, 2, 3, 4}
     assert all(len(p["bbox"]) == 4 for p in predictions)
+
+
+def test_masks_are_trained_measured_and_predicted(cells, tmp_path):
+    run, low = tmp_path / "run", ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    result = invoke("train", "mask_rcnn_tiny", "--dataset", "cells", "--output", run, *SHORT, *low)
+    assert result.exit_code == 0, result.output
+    assert "segm AP (%) on cells_val" in result.output
+    results = json.loads((run / "results.json").read_text())
+    assert set(results["segm"]) == set(results["bbox"])
+    assert "loss_mask" in results["final_losses"]
+    picture = cells / "test" / "images" / "001.jpg"
+    arguments = ["--out", tmp_path / "out", "--score-threshold", "0"]
+    assert invoke("predict", run, picture, *arguments).exit_code == 0
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert predictions
+    with Image.open(picture) as opened:
+        size = [opened.height, opened.width]
+    assert all(p["segmentation"]["size"] == size for p in predictions)
 
 
 @pytest.mark.parametrize("source", ["retinanet_tiny", "no_such_run"])

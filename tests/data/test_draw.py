@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bucketed_ranking.data.draw import draw_pictures
+from bucketed_ranking.data.draw import draw_masks, draw_pictures
 from bucketed_ranking.data.registry import DatasetEntry
 from bucketed_ranking.errors import BucketRankError
 
@@ -25,6 +25,18 @@ def test_boxes_are_drawn_where_they_are(home: Path, write_coco: Writer, tmp_path
     left_edge = pixels[int(12 * scale), round(2 * scale)]
     assert (left_edge != paper).any()
     assert (pixels[int(12 * scale), int(7 * scale)] == paper).all()
+
+
+def test_masks_tint_their_pixels_alone() -> None:
+    masks = np.zeros((2, 30, 40), bool)
+    masks[0, :10], masks[1, 20:] = True, True
+    paper = Image.new("RGB", (40, 30), (90, 90, 90))
+    pixels = np.asarray(draw_masks(paper, masks, [0, 3], 4))
+    colors = [np.unique(pixels[rows].reshape(-1, 3), axis=0) for rows in (slice(10), slice(20, 30))]
+    assert [len(color) for color in colors] == [1, 1]
+    assert (colors[0] != colors[1]).any()
+    assert (pixels[10:20] == 90).all()
+    assert paper.getpixel((0, 0)) == (90, 90, 90), "the picture itself stays"
 
 
 def test_the_users_pictures_are_not_enlarged_when_large(

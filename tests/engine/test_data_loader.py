@@ -1,12 +1,14 @@
 """Training batches: their order depends on seed and iteration alone, and bad images are skipped."""
 
 import itertools
+import json
 
 import pytest
 import torch
+from detectron2.structures import BitMasks, PolygonMasks
 
 from bucketed_ranking.data.catalog import register
-from bucketed_ranking.data.registry import find_dataset
+from bucketed_ranking.data.registry import add_dataset, find_dataset
 from bucketed_ranking.engine.data_loader import TrainingBatches, TrainingImages, build_train_loader
 from bucketed_ranking.errors import BucketRankError
 from tests.small_detectors import narrow_config
@@ -118,3 +120,49 @@ def test_an_unknown_sampler_is_told(blobs):
 def test_repeat_factor_sampling_repeats_rare_classes(blobs):
     cfg = loader_config(blobs, "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
     assert len(first(build_train_loader(cfg), 3)) == 3
+
+
+def masks_of(blobs, tmp_path, edit):
+    """Boxes and masks of the first training images, after a change to the annotations."""
+    entry = find_dataset(f"{blobs}_train")
+    content = json.loads(entry.json.read_text())
+    edit(content["annotations"])
+    (tmp_path / "masks.json").write_text(json.dumps(content))
+    add_dataset("masks", tmp_path / "masks.json", entry.images, force=True)
+    register("masks")
+    cfg = narrow_config("mask_rcnn_tiny", "brs", "DATALOADER.ASPECT_RATIO_GROUPING", "False")
+    cfg.DATASETS.TRAIN, cfg.SEED = ("masks",), 5
+    images = itertools.chain(*first(build_train_loader(cfg), 6))
+    return {image["image_id"]: image["instances"] for image in images}
+
+
+def test_masks_are_augmented_with_their_boxes(blobs, tmp_path):
+    for instances in masks_of(blobs, tmp_path, lambda annotations: None).values():
+        assert isinstance(instances.gt_masks, PolygonMasks)
+        # The blobs are rectangles: their masks fill their boxes.
+        torch.testing.assert_close(
+            instances.gt_masks.get_bounding_boxes().tensor, instances.gt_boxes.tensor
+        )
+
+
+def test_crowds_and_objects_without_a_mask_are_left_out(blobs, tmp_path):
+    def edit(annotations):
+        annotations[0]["iscrowd"] = 1
+        del annotations[4]["segmentation"]
+
+    images = masks_of(blobs, tmp_path, edit)
+    assert [len(images[index]) for index in (1, 2, 3)] == [2, 2, 3]
+    assert all(len(each.gt_masks) == len(each) for each in images.values())
+
+
+def test_run_lengths_become_bitmaps(blobs, tmp_path):
+    def edit(annotations):
+        x, y, w, h = annotations[0]["bbox"]
+        before, column = 80 * x + y, [h, 80 - h] * (w - 1) + [h]
+        counts = [before, *column, 80 * 96 - before - sum(column)]
+        annotations[0]["segmentation"] = {"counts": counts, "size": [80, 96]}
+
+    images = masks_of(blobs, tmp_path, edit)
+    assert all(isinstance(each.gt_masks, BitMasks) for each in images.values())
+    boxes, masks = images[1].gt_boxes.tensor, images[1].gt_masks.get_bounding_boxes().tensor
+    assert (boxes - masks).abs().max() <= 1.5

@@ -1,15 +1,20 @@
 """Evaluation: known detections give known AP; the drawn threshold is the best one."""
 
+import json
 import math
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from bucketed_ranking.data import shapes
 from bucketed_ranking.data.catalog import register
+from bucketed_ranking.data.registry import add_dataset, find_dataset
+from bucketed_ranking.data.scenes import Dice, draw_scene
 from bucketed_ranking.engine.evaluation import best_f1_threshold, evaluate_model, write_results
 from tests.small_detectors import narrow_config
 
@@ -63,10 +68,86 @@ def test_the_threshold_leaves_out_the_wrong_boxes(val, tmp_path):
     assert results["score_threshold"] == pytest.approx(0.8)
 
 
-def test_no_detection_at_all_is_ap_0(val, tmp_path):
-    cfg = narrow_config("retinanet_tiny", "brs")
-    results = evaluate_model(cfg, Oracle(val, silent=True), val, tmp_path)["bbox"]
-    assert results["AP"] == results["AP50"] == 0
+@pytest.mark.parametrize(
+    ("config", "tasks"), [("retinanet_tiny", {"bbox"}), ("mask_rcnn_tiny", {"bbox", "segm"})]
+)
+def test_no_detection_at_all_is_ap_0(val, tmp_path, config, tasks):
+    results = evaluate_model(narrow_config(config, "brs"), Oracle(val, silent=True), val, tmp_path)
+    assert set(results) == tasks
+    assert all(metrics["AP"] == metrics["AP50"] == 0 for metrics in results.values())
+
+
+@pytest.fixture(scope="module")
+def embedded(bucketrank_home, tmp_path_factory):
+    """A few pictures of the embedded data set, under a name of their own."""
+    folder = shapes.ensure_shapes(tmp_path_factory.mktemp("shapes"), 1, 12)
+    add_dataset("few_shapes", shapes.annotations_file(folder, "val"), folder / "val")
+    return register("few_shapes").name
+
+
+class MaskOracle(Oracle):
+    """Finds every object with the mask that `mask_of(annotation, inputs, index)` gives."""
+
+    def __init__(self, dataset: str, mask_of):
+        super().__init__(dataset)
+        self.mask_of = mask_of
+
+    def forward(self, batch):
+        outputs = super().forward(batch)
+        for inputs, output in zip(batch, outputs, strict=True):
+            annotations = self.truth[inputs["image_id"]]
+            masks = [self.mask_of(a, inputs, index) for index, a in enumerate(annotations)]
+            output["instances"].pred_masks = torch.from_numpy(np.stack(masks)).bool()
+        return outputs
+
+
+def annotated_mask(annotation, inputs, index):
+    polygons = annotation["segmentation"]
+    runs = mask_util.frPyObjects(polygons, inputs["height"], inputs["width"])
+    return mask_util.decode(mask_util.merge(runs))
+
+
+def painted_mask(annotation, inputs, index):
+    """The object's visible pixels as they were painted, before polygons were drawn around."""
+    _, objects = draw_scene(Dice(shapes.SEED, shapes.VERSION, True, inputs["image_id"] - 1))
+    return objects[index].mask
+
+
+@pytest.mark.parametrize("mask_of", [annotated_mask, painted_mask])
+def test_perfect_masks_score_100_on_the_embedded_data(embedded, tmp_path, mask_of):
+    cfg = narrow_config("mask_rcnn_tiny", "brs")
+    results = evaluate_model(cfg, MaskOracle(embedded, mask_of), embedded, tmp_path)
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert all({"bbox", "segmentation"} <= set(result) for result in written)
+
+
+def test_boxes_for_masks_score_100_as_boxes_alone(embedded, tmp_path):
+    def whole_box(annotation, inputs, index):
+        x, y, width, height = annotation["bbox"]
+        mask = np.zeros((inputs["height"], inputs["width"]), bool)
+        mask[y : y + height, x : x + width] = True
+        return mask
+
+    cfg = narrow_config("mask_rcnn_tiny", "brs")
+    results = evaluate_model(cfg, MaskOracle(embedded, whole_box), embedded, tmp_path)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP"] < 80
+
+
+def test_objects_without_a_mask_are_neither_missed_nor_wrong(embedded, tmp_path):
+    entry = find_dataset(embedded)
+    content = json.loads(entry.json.read_text())
+    del content["annotations"][3]["segmentation"]
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    add_dataset("some_masks", tmp_path / "some.json", entry.images, force=True)
+    name = register("some_masks").name
+
+    cfg = narrow_config("mask_rcnn_tiny", "brs")
+    results = evaluate_model(cfg, MaskOracle(name, painted_mask), name, tmp_path)
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["bbox"]["AP"] == pytest.approx(100)
 
 
 def test_best_f1_threshold_worked_out_by_hand():

@@ -1,9 +1,12 @@
 """Configs by name, losses, recipes, options: what the user asks for is what runs."""
 
+import json
+
 import pytest
 from detectron2.config import get_cfg
 
 from bucketed_ranking.config import add_bucketed_ranking_config
+from bucketed_ranking.data.registry import add_dataset, find_dataset
 from bucketed_ranking.engine import setup
 from bucketed_ranking.errors import BucketRankError
 
@@ -132,3 +135,30 @@ def test_contradicting_data_sets_are_told(blobs, names, message):
     cfg = get_cfg()
     with pytest.raises(BucketRankError, match=message):
         setup.choose_datasets(cfg, *names)
+
+
+def masks_left(blobs, tmp_path, kept: int):
+    """The names of splits with `kept` masks in the training split."""
+    entry = find_dataset(f"{blobs}_train")
+    content = json.loads(entry.json.read_text())
+    for annotation in content["annotations"][kept:]:
+        del annotation["segmentation"]
+    (tmp_path / "masks.json").write_text(json.dumps(content))
+    add_dataset("masks_left", tmp_path / "masks.json", entry.images, force=True)
+    return "masks_left", f"{blobs}_val"
+
+
+def test_masks_cannot_be_learnt_from_boxes_alone(blobs, tmp_path):
+    names = masks_left(blobs, tmp_path, kept=3)
+    cfg = setup.load_config("mask_rcnn_tiny", device="cpu")
+    with pytest.raises(BucketRankError, match="33 of the 36 objects of data set 'masks_left'"):
+        setup.configure_datasets(cfg, *names)
+    with pytest.raises(BucketRankError, match=r"MODEL\.MASK_ON False"):
+        setup.configure_datasets(cfg, *reversed(names))
+    setup.configure_datasets(setup.load_config("faster_rcnn_tiny", device="cpu"), *names)
+
+
+def test_a_few_missing_masks_are_counted(blobs, tmp_path, caplog):
+    names = masks_left(blobs, tmp_path, kept=34)
+    setup.configure_datasets(setup.load_config("mask_rcnn_tiny", device="cpu"), *names)
+    assert "'masks_left': 2 of the 36 objects have no mask" in caplog.text

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from bucketed_ranking.config import SCORE_LOSS
+from bucketed_ranking.engine.checkpoint import SafeCheckpointer
 from bucketed_ranking.losses import LOSS_NAMES
 from tests.small_detectors import ALL_SCORES, DETECTORS, narrow_config, random_batch
 
@@ -71,6 +73,26 @@ def test_inference_returns_scored_boxes_inside_the_image(detector, loss):
         assert (boxes[:, 3] <= inputs["height"]).all()
         assert ((found.scores > 0) & (found.scores < 1)).all()
         assert (found.pred_classes < 4).all()
+        assert found.has("pred_masks") == ("mask" in detector)
+        if "mask" in detector:
+            size = (len(found), inputs["height"], inputs["width"])
+            assert (found.pred_masks.shape, found.pred_masks.dtype) == (size, torch.bool)
+
+
+@pytest.mark.parametrize("loss", ["score", "brs"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_saved_weights_give_the_same_detections(detector, loss, tmp_path):
+    model = build(detector, loss, *ALL_SCORES).eval()
+    SafeCheckpointer(model, str(tmp_path)).save("model")
+    torch.manual_seed(1)
+    loaded = build_model(narrow_config(detector, loss, *ALL_SCORES)).eval()
+    SafeCheckpointer(loaded).load_all(str(tmp_path / "model.pth"))
+    with torch.no_grad():
+        (expected,), (found,) = (each(random_batch((2,))) for each in (model, loaded))
+    for name, value in expected["instances"].get_fields().items():
+        other = found["instances"].get(name)
+        pair = (v.tensor if isinstance(v, Boxes) else v for v in (value, other))
+        torch.testing.assert_close(*pair)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)

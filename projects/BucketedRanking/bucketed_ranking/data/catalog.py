@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from bucketed_ranking.data.coco import CleanDataset, clean_dataset, describe_dataset
+from bucketed_ranking.data.files import read_coco
 from bucketed_ranking.data.registry import DatasetEntry, find_dataset, list_datasets
 from bucketed_ranking.errors import BucketRankError
 
@@ -94,6 +97,40 @@ def require_same_classes(train: DatasetInfo, val: DatasetInfo) -> None:
         f"Data sets '{train.name}' and '{val.name}' differ in their classes: "
         f"{_first_difference(train, val)}. Give both JSON files the same categories, with names in "
         "the same order of ids."
+    )
+
+
+def lacks_mask(annotation: dict[str, Any]) -> bool:
+    """Whether an annotation of one object, in COCO's or Detectron2's format, has no mask."""
+    return not annotation.get("iscrowd") and not annotation.get("segmentation")
+
+
+def require_masks(info: DatasetInfo) -> None:
+    """Refuses to learn or measure masks on a registered data set that has few or none.
+
+    Where at least half of the objects have one, the others are counted in a warning; training
+    and evaluation treat them as crowds.
+
+    Raises:
+        BucketRankError: says how many masks are missing, and what to do.
+    """
+    if info.has_masks:
+        return
+    content = read_coco(Path(MetadataCatalog.get(info.name).json_file))
+    objects = [a for a in content["annotations"] if not a.get("iscrowd")]
+    missing = sum(map(lacks_mask, objects))
+    if 2 * missing > len(objects) or not objects:
+        raise BucketRankError(
+            f"{missing} of the {len(objects)} objects of data set '{info.name}' have no mask, but "
+            "this detector learns masks: give the annotations in its JSON a 'segmentation', or "
+            "take a detector of boxes (MODEL.MASK_ON False)."
+        )
+    logger.warning(
+        "Data set '%s': %d of the %d objects have no mask; they are taken for crowds, neither "
+        "learnt nor counted",
+        info.name,
+        missing,
+        len(objects),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bucketed_ranking.data.registry import DatasetEntry
@@ -79,6 +80,16 @@ def draw_boxes(
         pen.rectangle([scale * corner for corner in corners], outline=color, width=2)
     for box in ordered:
         _label(pen, box, scale, drawn.size, _color(box.class_index, num_classes))
+    return drawn
+
+
+def draw_masks(
+    picture: Image.Image, masks: np.ndarray, classes: Sequence[int], num_classes: int
+) -> Image.Image:
+    """A copy of the picture with the masks, bool [N, H, W], half transparent in class colours."""
+    drawn = picture.convert("RGB")
+    for mask, index in zip(masks, classes, strict=True):
+        drawn.paste(_color(index, num_classes), mask=Image.fromarray(mask.astype(np.uint8) * 110))
     return drawn
 
 

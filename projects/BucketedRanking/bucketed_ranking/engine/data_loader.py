@@ -22,6 +22,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..data.catalog import lacks_mask
 from ..errors import BucketRankError
 
 logger = logging.getLogger(__name__)
@@ -131,9 +132,10 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
     groups = [int(grouped and d["width"] > d["height"]) for d in dicts]
     batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
     batches = TrainingBatches(_build_stream(cfg, dicts), groups, batch_size, start)
-    images = TrainingImages(
-        DatasetFromList(dicts, copy=False), DatasetMapper(cfg, is_train=True), cfg.SEED
-    )
+    mapper = DatasetMapper(cfg, is_train=True)
+    if cfg.MODEL.MASK_ON:
+        _prepare_masks(dicts, mapper)
+    images = TrainingImages(DatasetFromList(dicts, copy=False), mapper, cfg.SEED)
     return TrainingLoader(
         DataLoader(
             images,
@@ -144,6 +146,15 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
             generator=torch.Generator().manual_seed(cfg.SEED),
         )
     )
+
+
+def _prepare_masks(dicts: list[dict], mapper: DatasetMapper) -> None:
+    """Makes crowds of objects without a mask, and bitmaps of masks that are not all polygons."""
+    objects = [a for d in dicts for a in d["annotations"] if not a.get("iscrowd")]
+    for annotation in filter(lacks_mask, objects):
+        annotation["iscrowd"] = 1
+    if any(isinstance(annotation.get("segmentation"), dict) for annotation in objects):
+        mapper.instance_mask_format = "bitmask"
 
 
 def _build_stream(cfg: CfgNode, dicts: list[dict]) -> Iterable[int]:

@@ -25,6 +25,7 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 
+from ..data.catalog import lacks_mask
 from ..data.files import write_atomically
 from ..errors import BucketRankError
 
@@ -41,7 +42,22 @@ class DetectionEvaluator(COCOEvaluator):
     Ranking losses fix the order of scores, not their level, so no threshold is right for every
     detector: pictures are drawn at the one that balances precision and recall best, at IoU 0.5,
     over the classes.
+
+    With the task "segm", an object without a mask counts as a crowd, its box as the region.
     """
+
+    def __init__(self, dataset_name: str, *, tasks: tuple[str, ...], output_dir: str):
+        """
+        Args:
+            dataset_name, output_dir: see :class:`COCOEvaluator`.
+            tasks: "bbox", "segm"; not left to what the detections hold, as there may be none.
+        """
+        super().__init__(dataset_name, tasks=tasks, output_dir=output_dir)
+        if "segm" in tasks:
+            for annotation in filter(lacks_mask, self._coco_api.anns.values()):
+                x, y, width, height = annotation["bbox"]
+                corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+                annotation |= {"iscrowd": 1, "segmentation": [corners]}
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
@@ -83,17 +99,17 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
             return super().evaluate()
 
 
-def build_evaluator(dataset: str, output_dir: Path) -> DatasetEvaluator:
-    """The evaluator that a registered data set's metadata asks for.
+def build_evaluator(dataset: str, output_dir: Path, tasks: tuple[str, ...]) -> DatasetEvaluator:
+    """The evaluator of "bbox", "segm" that a registered data set's metadata asks for.
 
     Raises:
         BucketRankError: there is none for its kind.
     """
     kind = MetadataCatalog.get(dataset).evaluator_type
     if kind == "coco":
-        return DetectionEvaluator(dataset, output_dir=str(output_dir))
+        return DetectionEvaluator(dataset, tasks=tasks, output_dir=str(output_dir))
     if kind == "lvis":
-        return FederatedEvaluator(dataset, output_dir=str(output_dir))
+        return FederatedEvaluator(dataset, tasks=tasks, output_dir=str(output_dir))
     if kind == "cityscapes_instance":
         return CityscapesEvaluator(dataset)
     raise BucketRankError(f"There is no evaluation for '{dataset}', whose kind is {kind!r}.")
@@ -154,7 +170,8 @@ def evaluate_model(
         Empty on all but the main process.
     """
     loader = build_detection_test_loader(cfg, dataset, mapper=DatasetMapper(cfg, is_train=False))
-    evaluator = build_evaluator(dataset, output_dir)
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    evaluator = build_evaluator(dataset, output_dir, tasks)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # pycocotools prints its own table
         done = itertools.count(1)

@@ -16,8 +16,8 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
-from ..data.catalog import register
-from ..data.draw import LabelledBox, draw_boxes
+from ..data.catalog import register, require_masks
+from ..data.draw import LabelledBox, draw_boxes, draw_masks
 from ..data.registry import DatasetEntry, list_datasets, split_names
 from ..environment import choose_device
 from ..errors import BucketRankError
@@ -149,7 +149,8 @@ def evaluate(
     Writes `output_dir`/results.json and the detections beside it.
 
     Raises:
-        BucketRankError: the data set is unknown or invalid, or has other classes.
+        BucketRankError: the data set is unknown or invalid, has other classes, or lacks the masks
+            that those of the detector are measured by.
     """
     record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
     remembered = record.get("entries", {}).get(dataset)
@@ -161,6 +162,8 @@ def evaluate(
                 f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
                 f"detector in {detector.run_dir} was trained on {', '.join(trained)}."
             )
+    if detector.cfg.MODEL.MASK_ON:
+        require_masks(info)
     output_dir.mkdir(parents=True, exist_ok=True)
     with run_logging(output_dir):
         tasks = evaluate_model(detector.cfg, detector.model, dataset, output_dir, on_batch)
@@ -228,6 +231,9 @@ def predict(
         instances = instances[instances.scores >= score_threshold]
         boxes = labelled_boxes(instances, class_names)
         picture = Image.fromarray(convert_image_to_rgb(image, detector.cfg.INPUT.FORMAT))
+        if instances.has("pred_masks"):
+            masks, classes = instances.pred_masks.numpy(), instances.pred_classes.tolist()
+            picture = draw_masks(picture, masks, classes, len(class_names))
         draw_boxes(picture, boxes, len(class_names)).save(_free_name(output_dir, path.stem))
         for result in instances_to_coco_json(instances, image_id):
             index = result["category_id"]

@@ -8,7 +8,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import SCORE_LOSS, add_bucketed_ranking_config, apply_ranking_recipe
-from ..data.catalog import DatasetInfo, register, require_same_classes
+from ..data.catalog import DatasetInfo, register, require_masks, require_same_classes
 from ..data.registry import split_names
 from ..environment import choose_device
 from ..errors import BucketRankError
@@ -122,12 +122,16 @@ def configure_datasets(cfg: CfgNode, train: str, val: str) -> tuple[DatasetInfo,
     """Register the two data sets and take the number of classes from them.
 
     Raises:
-        BucketRankError: a data set is unknown, empty or invalid, their classes differ, or the
-            evaluation needs masks that the detector does not predict.
+        BucketRankError: a data set is unknown, empty or invalid, their classes differ, the
+            evaluation needs masks that the detector does not predict, or the detector masks that
+            the data sets do not have.
     """
     train_info, val_info = register(train), register(val)
     require_same_classes(train_info, val_info)
-    if val_info.evaluator == "cityscapes_instance" and not cfg.MODEL.MASK_ON:
+    if cfg.MODEL.MASK_ON:
+        require_masks(train_info)
+        require_masks(val_info)
+    elif val_info.evaluator == "cityscapes_instance":
         raise BucketRankError(
             f"'{val}' is evaluated by masks, which this detector does not predict; choose one that "
             "does, such as Cityscapes/mask_rcnn_R_50_FPN."
