@@ -95,7 +95,8 @@ class LossTimer(HookBase):
 
     Every `period` iterations the arguments of each head's `losses` method are kept, and the method
     is run once more on detached copies, forward and backward, on its own: what the losses cost,
-    without the network, matching labels or sampling. The box loss is part of it.
+    without the network, matching labels or sampling. The box loss is part of it, the mask loss is
+    not: Detectron2's mask head computes it within its forward pass.
     """
 
     def __init__(
