@@ -1,5 +1,6 @@
 """Options and output that several commands share."""
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -56,4 +57,4 @@ def percent(value: float | None) -> str:
 
 def number(value: float | None, decimals: int) -> str:
     """A number with so many decimals; a dash where it could not be computed."""
-    return "-" if value is None else f"{value:.{decimals}f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.{decimals}f}"

@@ -137,6 +137,7 @@ def test_perfect_detections_score_100_on_lvis(root, tmp_path):
     results = evaluate_model(cfg, Oracle("lvis_v1_val"), "lvis_v1_val", tmp_path)
     for task in ("bbox", "segm"):
         assert results[task]["AP"] == pytest.approx(100, abs=0.1)
+        assert np.isnan(results[task]["APl"]), "there is no large object"
     assert (tmp_path / "lvis_instances_results.json").is_file()
     assert not hasattr(np, "float")
 

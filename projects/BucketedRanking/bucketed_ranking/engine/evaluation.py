@@ -74,15 +74,22 @@ class DetectionEvaluator(COCOEvaluator):
 
 
 class FederatedEvaluator(LVISEvaluator):
-    """:class:`LVISEvaluator`, made to run with NumPy 2; no detection at all is AP 0."""
+    """:class:`LVISEvaluator`, made to run with NumPy 2; no detection at all is AP 0.
+
+    What has no ground truth is NaN, as on COCO; lvis says -1 there.
+    """
 
     def _eval_predictions(self, predictions):
+        # It warns that it takes results as they are, each time.
+        logging.getLogger("lvis.results").setLevel(logging.ERROR)
         # lvis 0.5.3, its last release, asks for np.float, which NumPy 1.24 removed.
         with patch.object(np, "float", float, create=True):
             super()._eval_predictions(predictions)
-        if not any(prediction["instances"] for prediction in predictions):
-            for task, metrics in self._results.items():
-                self._results[task] = dict.fromkeys(metrics, 0.0)
+        silent = not any(prediction["instances"] for prediction in predictions)
+        for task, metrics in self._results.items():
+            self._results[task] = {
+                name: 0.0 if silent else math.nan if ap < 0 else ap for name, ap in metrics.items()
+            }
 
 
 class CityscapesEvaluator(CityscapesInstanceEvaluator):
