@@ -10,6 +10,7 @@ NUM_CLASSES = 4
 DETECTORS = (
     "retinanet_tiny",
     "atss_tiny",
+    "paa_tiny",
     "faster_rcnn_tiny",
     "mask_rcnn_tiny",
     "cascade_rcnn_tiny",

@@ -39,6 +39,14 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # Factors on the box and centerness losses of the score-based detector (the ATSS code).
     cfg.MODEL.ATSS.BOX_LOSS_WEIGHT = 2.0
     cfg.MODEL.ATSS.QUALITY_LOSS_WEIGHT = 1.0
+    cfg.MODEL.PAA = CfgNode()
+    # Candidates of each level for an object (PAA, ECCV 2020).
+    cfg.MODEL.PAA.TOPK = 9
+    # Factors on the box and IoU losses of the score-based detector (PAA).
+    cfg.MODEL.PAA.BOX_LOSS_WEIGHT = 1.3
+    cfg.MODEL.PAA.QUALITY_LOSS_WEIGHT = 0.5
+    # Refine the boxes that NMS leaves by those around them, at no cost in training (PAA).
+    cfg.MODEL.PAA.SCORE_VOTING = True
 
     # Channels of the stages res2..res5 of the small_resnet_fpn backbone, and the number of basic
     # blocks in each; the stem has the channels of the first. Neighbouring stages must differ.

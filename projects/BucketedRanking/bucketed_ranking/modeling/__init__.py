@@ -8,6 +8,7 @@ from .backbones import (
     build_swin_backbone,
     build_swin_fpn_backbone,
 )
+from .paa import PAA, RankingPAA
 from .retinanet import RankingRetinaNet
 from .roi_heads import (
     RankingCascadeROIHeads,
@@ -19,10 +20,12 @@ from .rpn import RankingRPN
 
 __all__ = [
     "ATSS",
+    "PAA",
     "RankingATSS",
     "RankingCascadeROIHeads",
     "RankingFastRCNNOutputLayers",
     "RankingMaskHead",
+    "RankingPAA",
     "RankingROIHeads",
     "RankingRPN",
     "RankingRetinaNet",

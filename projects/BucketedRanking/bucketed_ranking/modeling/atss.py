@@ -6,7 +6,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 from torch.nn import functional as F
 
-from .quality import QualityRetinaNet, closest_of_each_level
+from .quality import QualityRetinaNet, smallest_of_each_level
 from .retinanet import RankingRetinaNet
 
 # A positive's centre lies at least this far inside its object, in pixels (the original code).
@@ -36,7 +36,7 @@ def atss_match_quality(anchors: list[Boxes], gt_boxes: Boxes, topk: int) -> Tens
         return all_anchors.tensor.new_zeros(0, len(all_anchors))
     centers, objects = all_anchors.get_centers(), gt_boxes.tensor
     offsets = centers - gt_boxes.get_centers()[:, None]
-    _, candidates = closest_of_each_level(offsets.square().sum(dim=2), anchors, topk)
+    _, candidates = smallest_of_each_level(offsets.square().sum(dim=2), anchors, topk)
     ious = pairwise_iou(gt_boxes, all_anchors).gather(1, candidates)
     points = centers[candidates]
     to_border = torch.cat([points - objects[:, None, :2], objects[:, None, 2:] - points], dim=2)

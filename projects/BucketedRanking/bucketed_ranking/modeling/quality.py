@@ -181,7 +181,7 @@ class QualityRetinaNet(RetinaNet):
         return scores.logit().flatten(1, 2)
 
 
-def closest_of_each_level(
+def smallest_of_each_level(
     distances: Tensor, anchors: list[Boxes], topk: int
 ) -> tuple[Tensor, Tensor]:
     """The `topk` smallest entries of every level, by row: [G, R] -> values, indices, both [G, K].
