@@ -33,11 +33,9 @@ NARROW = [
 
 # Untrained scores lie below the usual thresholds.
 ALL_SCORES = [
-    "MODEL.RETINANET.SCORE_THRESH_TEST",
-    "0.0",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    "0.0",
-]
+    "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+]  # fmt: skip
 
 
 def narrow_config(name: str, loss: str, *options: str) -> CfgNode:

@@ -122,6 +122,17 @@ def test_repeat_factor_sampling_repeats_rare_classes(blobs):
     assert len(first(build_train_loader(cfg), 3)) == 3
 
 
+def test_crowds_are_no_ground_truth(blobs, tmp_path):
+    entry = find_dataset(f"{blobs}_train")
+    content = json.loads(entry.json.read_text())
+    for annotation in content["annotations"][::3]:
+        annotation["iscrowd"] = 1
+    (tmp_path / "crowds.json").write_text(json.dumps(content))
+    add_dataset("crowds_train", tmp_path / "crowds.json", entry.images, force=True)
+    images = list(itertools.chain(*first(build_train_loader(loader_config("crowds")), 4)))
+    assert [len(image["instances"]) for image in images] == [2] * len(images)
+
+
 def masks_of(blobs, tmp_path, edit):
     """Boxes and masks of the first training images, after a change to the annotations."""
     entry = find_dataset(f"{blobs}_train")
