@@ -202,3 +202,10 @@ def test_deformable_convolutions_learn_on_any_device():
     offsets = {n: p for n, p in backbone.named_parameters() if "conv2_offset.weight" in n}
     assert len(offsets) == 4 + 6 + 3, "every block of res3, res4 and res5"
     assert all(p.grad.isfinite().all() and p.grad.any() for p in offsets.values())
+
+
+def test_deformable_convolutions_and_swin_run_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for backbone in (deform_backbone(), build_backbone(swin_config())):
+            features = backbone(torch.rand(1, 3, 64, 96))
+            assert all(value.isfinite().all() for value in features.values())

@@ -77,6 +77,8 @@ class _DeformConv(ModulatedDeformConv):
     """:class:`ModulatedDeformConv` by torchvision's operator, which runs on every device."""
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        # In float32 also under autocast: the operator has no bfloat16 on the CPU.
+        x, offset, mask = x.float(), offset.float(), mask.float()
         x = deform_conv2d(
             x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
         )
