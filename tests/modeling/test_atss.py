@@ -77,7 +77,11 @@ def test_centerness_is_one_in_the_middle_and_falls_to_the_border():
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
-def test_score_based_losses_by_hand():
+@pytest.mark.parametrize("processes", [1, 2])
+def test_score_based_losses_by_hand(processes, monkeypatch):
+    # Processes with the same batch: the sums over them double, the means and losses stay.
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: processes)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda value: value.mul_(processes))
     model = build("score")
     anchors = [Boxes(torch.tensor(level)) for level in LEVELS]
     logits = [torch.zeros(1, len(level), model.num_classes) for level in LEVELS]
