@@ -29,6 +29,7 @@ def capture(blobs, tmp_path, monkeypatch):
     ("config", "names", "columns"),
     [
         ("retinanet_tiny", ["RankingRetinaNet"], [3]),
+        ("paa_tiny", ["RankingPAA"], [3]),
         ("faster_rcnn_tiny", ["RankingRPN", "RankingFastRCNNOutputLayers"], [1, 3]),
     ],
 )
