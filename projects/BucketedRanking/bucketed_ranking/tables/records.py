@@ -176,7 +176,7 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
     run = runs.read_json(folder / runs.RECORD)
     known |= {
         "iterations": run["iterations"],
-        "curves": _curves(folder / "metrics.json"),
+        "curves": _curves(folder / "metrics.json", entry["max_iter"]),
         "run": {key: run.get(key) for key in _RUN_KEYS},
     }
     if not runs.is_finished(folder, entry["max_iter"]) or not (folder / runs.RESULTS).is_file():
@@ -199,13 +199,14 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
     )
 
 
-def _curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
+def _curves(metrics: Path, max_iter: int) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, dict[int, float]] = {}
     for line in read_metrics(metrics):
         for task in TASKS:
             ap = line.get(f"{task}/AP")
             if ap is not None and not math.isnan(ap):
-                curves.setdefault(task, {})[line["iteration"] + 1] = ap
+                # Detectron2 counts from 0, but gives the last evaluation the iteration after.
+                curves.setdefault(task, {})[min(line["iteration"] + 1, max_iter)] = ap
     return {task: sorted(points.items()) for task, points in curves.items()}
 
 
