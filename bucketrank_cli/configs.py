@@ -24,29 +24,27 @@ def configs(
     if output_format is Format.json:
         typer.echo(json.dumps([summary.as_dict() for summary in summaries], indent=2))
         return
-    for dataset in dict.fromkeys(summary.dataset for summary in summaries):
+    for group in dict.fromkeys((summary.dataset, summary.task) for summary in summaries):
         table = Table(
             Column("config", no_wrap=True),
-            "task",
-            "detector",
-            "iterations x batch",
-            "published AP",
-            title=f"data set {dataset}",
+            # Where a long name leaves little room, nothing is cut off.
+            *[Column(title, overflow="fold") for title in ("detector", "schedule", "published")],
+            title=f"{group[0]}, {group[1]}",
             title_justify="left",
         )
         for summary in summaries:
-            if summary.dataset == dataset:
+            if (summary.dataset, summary.task) == group:
                 published = [f"{r.loss} {r.ap:.1f}" for r in summary.published if r.ap is not None]
                 table.add_row(
                     summary.name,
-                    summary.task,
                     f"{summary.detector}, {summary.backbone}",
                     f"{summary.iterations} x {summary.batch_size}",
                     "\n".join(published),
                 )
         Console().print(table)
+    say("schedule: iterations x pictures in a batch")
     say(
-        "Published AP (%) is the paper's (ECCV 2024), of masks where the task is masks; none of it "
-        "was measured here."
+        "published: AP (%) of the paper (ECCV 2024), of masks where the task is masks; none of it "
+        "was measured here"
     )
     say("Train one: bucketrank train CONFIG --loss brs")
