@@ -4,16 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ..data.files import write_atomically
 from ..errors import BucketRankError
 from . import records, timing
 from .estimate import estimate, in_words
 from .grid import Cell, Request, plan
-from .report import print_report, write_report
+from .report import print_aligned, print_report, write_report
 from .runner import InterruptedTableError, Slot, make_slots, run_cells
 
 
@@ -105,31 +103,27 @@ def show_plan(request: Request, room: Room, console: Console) -> None:
     """Print the cells of a table, their state and how long they will take."""
     cells = plan(request)
     estimates = estimate(cells, room.gpus_per_cell, console)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("cell", "state", "iterations", "estimated", "by"):
-        right = name in ("iterations", "estimated")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "by")
+    lines = [("cell", "state", "iterations", "estimated", "by")]
     total, unknown = 0.0, 0
     for cell in cells:
-        record = records.read_record(cell)
+        state = records.read_record(cell).state
         known = estimates.per_iteration(cell.config, cell.loss)
         seconds = estimates.seconds(cell)
-        row = [cell.name, record.state, str(cell.max_iter or "-")]
-        if record.state in (records.FINISHED, records.OBSTRUCTED):
-            row += ["-", ""]
+        row = (cell.name, state, str(cell.max_iter or "-"))
+        if state == records.FINISHED or not cell.max_iter:
+            lines.append((*row, "-", ""))
         elif known is None or seconds is None:
             unknown += 1
-            row += ["unknown", ""]
+            lines.append((*row, "unknown", ""))
         else:
             total += seconds
-            row += [in_words(seconds), known[1]]
-        table.add_row(*row)
-    console.print(table)
+            lines.append((*row, in_words(seconds), known[1]))
+    print_aligned(lines, right={2, 3}, console=console)
     for obstacle in dict.fromkeys(cell.obstacle for cell in cells if cell.obstacle):
         console.print(f"Cannot be run: {obstacle}", soft_wrap=True, highlight=False, markup=False)
-    time_left = in_words(total / len(room.slots))
     console.print(
-        f"{len(cells)} cells into {request.output}, {len(room.slots)} at a time: about {time_left}"
+        f"{len(cells)} cells into {request.output}, {len(room.slots)} at a time: "
+        f"about {in_words(total / len(room.slots))}"
         + (f" and {unknown} cells of unknown length" if unknown else ""),
         soft_wrap=True,
         highlight=False,

@@ -5,15 +5,13 @@ import csv
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from ..data.files import write_atomically
 from . import plots
@@ -72,21 +70,31 @@ def print_report(records: Sequence[Record], console: Console) -> None:
         ("losses ms", lambda row: _cost(row, "loss_ms", 1)),
         ("share", lambda row: _share(row)),
     ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name, _ in columns:
-        left = name in ("detector", "loss")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    before = None
-    for row in rows:
-        if before not in (None, row.config):
-            table.add_section()
-        before = row.config
-        table.add_row(*[escape(of_row(row)) for _, of_row in columns])
-    console.print(table)
+    lines = [tuple(name for name, _ in columns)]
+    lines += [tuple(of_row(row) for _, of_row in columns) for row in rows]
+    print_aligned(lines, right=set(range(2, len(columns))), console=console)
     for record in records:
         if record.state in (FAILED, OBSTRUCTED):
             line = f"{record.name}: {record.state}: {record.error}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def print_aligned(
+    lines: Sequence[tuple[str, ...]], *, right: Collection[int], console: Console
+) -> None:
+    """Print rows of one length in columns, header first, never folded or cut.
+
+    Args:
+        right: the columns that are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for number, line in enumerate(lines):
+        cells = [
+            text.rjust(width) if place in right else text.ljust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        style = "bold" if number == 0 else ""
+        console.print(Text("  ".join(cells).rstrip(), style=style), soft_wrap=True)
 
 
 def make_sections(records: Sequence[Record], rows: Sequence[Row]) -> list[Section]:
