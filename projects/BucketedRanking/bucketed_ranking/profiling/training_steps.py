@@ -8,10 +8,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances, PolygonMasks
 
 from ..engine.hooks import LossTimer, SeedEachIteration, StepTimer
+from ..engine.trainer import Trainer
 
 # COCO has 7.3 objects a picture; their sizes here are spread evenly over the octaves.
 _OBJECTS = 7
@@ -57,7 +57,7 @@ def measure_training_steps(
     device = cfg.MODEL.DEVICE
     model = build_model(cfg).train()
     batch = make_batch(cfg, batch_size, image_size, seed)
-    trainer = SimpleTrainer(model, itertools.repeat(batch), build_optimizer(cfg, model))
+    trainer = SimpleTrainer(model, itertools.repeat(batch), Trainer.build_optimizer(cfg, model))
     timer = StepTimer(device, warm_up)
     loss_timer = LossTimer(model, device, period=1, warm_up=warm_up)
     trainer.register_hooks([timer, SeedEachIteration(seed), loss_timer])
