@@ -127,6 +127,12 @@ def write_failure(cell: Cell, error: str) -> None:
             log.write(f"{error}\n")
 
 
+def forget_start(cell: Cell) -> None:
+    """Remove the log of a cell that was stopped before its run had begun."""
+    if not runs.is_run(cell.folder):
+        cell.log.unlink(missing_ok=True)
+
+
 def _check_same_config(cell: Cell) -> None:
     if cell.obstacle or not runs.is_run(cell.folder):
         return
@@ -175,7 +181,7 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
         return Record(**known, state=FAILED if error else PENDING, error=error)
     run = runs.read_json(folder / runs.RECORD)
     known |= {
-        "iterations": run["iterations"],
+        "iterations": max(run["iterations"], iterations_done(folder)),
         "curves": _curves(folder / "metrics.json", entry["max_iter"]),
         "run": {key: run.get(key) for key in _RUN_KEYS},
     }
@@ -197,6 +203,12 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
         final_losses=results["final_losses"],
         wall_seconds=_between(run["started"], run["ended"]),
     )
+
+
+def iterations_done(folder: Path) -> int:
+    """How far the run in a folder is, by its metrics."""
+    lines = read_metrics(folder / "metrics.json")
+    return lines[-1]["iteration"] + 1 if lines else 0
 
 
 def _curves(metrics: Path, max_iter: int) -> dict[str, list[tuple[int, float]]]:

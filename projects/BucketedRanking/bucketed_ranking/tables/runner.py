@@ -146,7 +146,9 @@ class _Pool:
                 # Of its own, so that Ctrl-C reaches it once, through this process.
                 start_new_session=True,
             )
-            self.running.append(_Process(cell, slot, popen, log, _iterations(cell)))
+            self.running.append(
+                _Process(cell, slot, popen, log, records.iterations_done(cell.folder))
+            )
 
     def _end_cells(self) -> None:
         for process in list(self.running):
@@ -157,8 +159,11 @@ class _Pool:
             self.running.remove(process)
             self.free.append(process.slot)
             self.done += 1
+            if self.signals:
+                records.forget_start(process.cell)
             record = records.read_record(process.cell)
-            if code not in (0, _INTERRUPTED) and record.state != records.FAILED:
+            interrupted = self.signals or code == _INTERRUPTED
+            if code and not interrupted and record.state != records.FAILED:
                 records.write_failure(process.cell, _death(process.cell, code))
                 record = records.read_record(process.cell)
             self.estimates.learn(record)
@@ -174,7 +179,7 @@ class _Pool:
         parts = []
         left: list[float | None] = [self.estimates.seconds(cell) for cell in self.waiting]
         for process in self.running:
-            iterations = max(_iterations(process.cell), process.start_iter)
+            iterations = max(records.iterations_done(process.cell.folder), process.start_iter)
             parts.append(f"{process.cell.name} {iterations}/{process.cell.max_iter}")
             elapsed = now - process.started
             left.append(self.estimates.left(process.cell, process.start_iter, iterations, elapsed))
@@ -186,12 +191,6 @@ class _Pool:
             live.update(text, refresh=True)
         else:
             self.console.print(text, soft_wrap=True)
-
-
-def _iterations(cell: Cell) -> int:
-    """How far a cell's run is, by its metrics."""
-    lines = records.read_metrics(cell.folder / "metrics.json")
-    return lines[-1]["iteration"] + 1 if lines else 0
 
 
 def _death(cell: Cell, code: int) -> str:
