@@ -17,8 +17,9 @@ from ..published import PUBLISHED
 EMBEDDED_DATASET = "shapes"
 DEFAULT_DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
 DEFAULT_LOSSES = ("score", "ap", "bap", "rs", "brs", "rs-exact")
-# The default grid is to be done in 45 minutes on two cores; half a tiny config's own schedule is.
-EMBEDDED_ITERATIONS = 400
+# Of the tiny configs' own 800, so that the default grid is done in 45 minutes on two cores: with
+# 400 it took about that (docs/results/tables.md).
+EMBEDDED_ITERATIONS = 320
 _EVALUATIONS = 4
 PROFILES = ("default", "paper")
 
