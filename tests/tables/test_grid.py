@@ -22,7 +22,9 @@ def test_by_default_two_tiny_detectors_with_every_loss_on_the_embedded_data(tmp_
         for config in ("retinanet_tiny", "faster_rcnn_tiny")
         for loss in DEFAULT_LOSSES
     ]
-    assert {(cell.dataset, cell.seed, cell.max_iter) for cell in cells} == {("shapes", 1, EMBEDDED_ITERATIONS)}
+    assert {(cell.dataset, cell.seed, cell.max_iter) for cell in cells} == {
+        ("shapes", 1, EMBEDDED_ITERATIONS)
+    }
     assert len({cell.config_hash for cell in cells}) == len({cell.folder for cell in cells}) == 12
     assert all(cell.obstacle is None for cell in cells)
 
