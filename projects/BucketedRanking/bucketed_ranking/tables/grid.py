@@ -18,8 +18,8 @@ EMBEDDED_DATASET = "shapes"
 DEFAULT_DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
 DEFAULT_LOSSES = ("score", "ap", "bap", "rs", "brs", "rs-exact")
 # Of the tiny configs' own 800, so that the default grid is done in 45 minutes on two cores: with
-# 400 it took about that (docs/results/tables.md).
-EMBEDDED_ITERATIONS = 320
+# 400 it took 48 (docs/results/tables.md).
+EMBEDDED_ITERATIONS = 300
 _EVALUATIONS = 4
 PROFILES = ("default", "paper")
 
