@@ -13,6 +13,7 @@ from ..data.registry import split_names
 from ..engine import runs, setup
 from ..errors import BucketRankError
 from ..published import PUBLISHED
+from ..zoo import list_configs
 
 EMBEDDED_DATASET = "shapes"
 DEFAULT_DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
@@ -154,8 +155,9 @@ def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> lis
     """
     if patterns is not None:
         return choose_configs(patterns)
-    made_for = configs_of(split_names(dataset)[0]) if dataset else []
-    return [name for name in made_for if not is_tiny(name)] or list(DEFAULT_DETECTORS)
+    name = split_names(dataset)[0].removesuffix("_train") if dataset else None
+    made_for = [summary.name for summary in list_configs() if summary.dataset == name]
+    return [config for config in made_for if not is_tiny(config)] or list(DEFAULT_DETECTORS)
 
 
 def choose_configs(patterns: Sequence[str]) -> list[str]:
@@ -176,15 +178,6 @@ def is_tiny(config: str) -> bool:
     """Whether a shipped config is one of the small detectors for a CPU."""
     path = setup.available_configs().get(config)
     return path is not None and path.parent.name == "Tiny"
-
-
-def configs_of(train_split: str) -> list[str]:
-    """The shipped configs that train on a data set unless told otherwise."""
-    return [
-        name
-        for name in setup.available_configs()
-        if train_split in setup.load_config(name, device="cpu").DATASETS.TRAIN
-    ]
 
 
 def cell_config(cell: Cell) -> CfgNode:
