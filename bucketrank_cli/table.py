@@ -104,7 +104,8 @@ def table(
         options=tuple(options or ()),
         device=device,
     )
-    room = job.choose_room(gpus, gpus_per_cell, jobs, device)
+    here = not dry_run and emit_jobs is None
+    room = job.choose_room(gpus, gpus_per_cell, jobs, device, here=here)
     if dry_run:
         job.show_plan(request, room, console)
     elif emit_jobs is not None:

@@ -111,6 +111,8 @@ def test_a_signal_stops_the_cells_and_starts_no_other(tmp_path):
 def test_rooms_and_seeds_that_are_not_there():
     with pytest.raises(BucketRankError, match="--gpus is 99"):
         choose_room(99, 1, 1, None)
+    assert len(choose_room(8, 2, 1, None, here=False).slots) == 4
+    assert choose_room(None, 4, 1, None, here=False).gpus_per_cell == 4
     with pytest.raises(BucketRankError, match="such as 1,2,3"):
         parse_seeds("1,x")
     assert parse_seeds("3, 1,3") == (3, 1)

@@ -40,19 +40,25 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, words)))
 
 
-def choose_room(gpus: int | None, gpus_per_cell: int, jobs: int, device: str | None) -> Room:
+def choose_room(
+    gpus: int | None, gpus_per_cell: int, jobs: int, device: str | None, *, here: bool = True
+) -> Room:
     """The places for cells that a user means.
 
     Args:
         gpus: None: all there are; 0: none.
+        here: whether the cells run on this machine; what is planned for another one may have GPUs
+            that this one lacks.
 
     Raises:
         BucketRankError: there are not so many, or a cell needs more than there are.
     """
     there = torch.cuda.device_count()
+    if not here and gpus_per_cell > 1:
+        there = max(there, gpus_per_cell)
     on_gpu = device is None or device.startswith("cuda")
     count = (there if on_gpu else 0) if gpus is None else gpus
-    if count > there:
+    if here and count > there:
         raise BucketRankError(f"--gpus is {count}, but this machine has {there}.")
     if count and gpus_per_cell > count:
         raise BucketRankError(f"--gpus-per-cell is {gpus_per_cell}, but there are {count} GPUs.")
