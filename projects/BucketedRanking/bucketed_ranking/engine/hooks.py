@@ -287,12 +287,3 @@ def drop_metrics_after(metrics: Path, start_iter: int) -> None:
         lines = metrics.read_text().splitlines()
         kept = [line for line in lines if line and json.loads(line)["iteration"] < start_iter]
         metrics.write_text("".join(line + "\n" for line in kept))
-
-
-def median_of_metric(metrics: Path, name: str) -> float | None:
-    """The median of a scalar in a metrics.json; None where it is not there."""
-    if not metrics.is_file():
-        return None
-    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line]
-    values = [line[name] for line in lines if name in line]
-    return statistics.median(values) if values else None

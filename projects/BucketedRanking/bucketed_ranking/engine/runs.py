@@ -29,7 +29,7 @@ from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
 from .evaluation import write_results
 from .hooks import TrainingInterruptedError
-from .setup import default_config
+from .setup import default_config, flatten
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -114,19 +114,13 @@ def config_hash(cfg: CfgNode) -> str:
     cfg = cfg.clone()
     for given in (cfg, defaults):
         given.OUTPUT_DIR, given.SEED, given.MODEL.DEVICE = "", 0, ""
-    before = set(_flat(defaults))
-    changed = sorted(item for item in _flat(cfg) if item not in before)
+    before = flatten(defaults)
+    changed = [
+        f"{key}: {value!r}"
+        for key, value in sorted(flatten(cfg).items())
+        if key not in before or repr(before[key]) != repr(value)
+    ]
     return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:12]
-
-
-def _flat(node: CfgNode, prefix: str = "") -> list[str]:
-    lines = []
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            lines += _flat(value, f"{prefix}{name}.")
-        else:
-            lines.append(f"{prefix}{name}: {value!r}")
-    return lines
 
 
 def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -23,6 +24,7 @@ __all__ = [
     "default_config",
     "default_output",
     "find_config",
+    "flatten",
     "load_config",
     "load_run_config",
     "merge_options",
@@ -104,18 +106,20 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
         try:
             cfg.merge_from_list([key, value])
         except (KeyError, AssertionError) as error:
-            close = difflib.get_close_matches(key, _keys(cfg), n=1)
+            close = difflib.get_close_matches(key, flatten(cfg), n=1)
             hint = f"; did you mean {close[0]}?" if close else "."
             raise BucketRankError(f"There is no config key {key!r}{hint}") from error
         except ValueError as error:
             raise BucketRankError(f"The config key {key} cannot take {value!r}: {error}") from error
 
 
-def _keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
+def flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """The values of a config by their full keys, such as SOLVER.BASE_LR."""
+    flat: dict[str, Any] = {}
     for name, value in node.items():
-        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
-    return keys
+        nested = isinstance(value, CfgNode)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def configure_datasets(cfg: CfgNode, train: str, val: str) -> tuple[DatasetInfo, DatasetInfo]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..data.files import write_atomically
 from ..engine import runs
-from ..engine.hooks import median_of_metric
+from ..engine.evaluation import write_results
 from ..errors import BucketRankError
 from .grid import Cell
 
@@ -121,7 +122,7 @@ def write_failure(cell: Cell, error: str) -> None:
     if runs.is_run(cell.folder):
         record = runs.read_json(cell.folder / runs.RECORD)
         record |= {"state": "failed", "error": error}
-        write_atomically(cell.folder / runs.RECORD, json.dumps(record, indent=2) + "\n")
+        write_results(cell.folder / runs.RECORD, record)
     elif last_line(cell.log) != error:
         with cell.log.open("a") as log:
             log.write(f"{error}\n")
@@ -180,22 +181,24 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
         error = last_line(folder.with_name(f"{folder.name}.log"))
         return Record(**known, state=FAILED if error else PENDING, error=error)
     run = runs.read_json(folder / runs.RECORD)
+    metrics = [json.loads(line) for line in _metric_lines(folder)]
     known |= {
         "iterations": max(run["iterations"], iterations_done(folder)),
-        "curves": _curves(folder / "metrics.json", entry["max_iter"]),
+        "curves": _curves(metrics, entry["max_iter"]),
         "run": {key: run.get(key) for key in _RUN_KEYS},
     }
     if not runs.is_finished(folder, entry["max_iter"]) or not (folder / runs.RESULTS).is_file():
         failed = run["state"] in ("failed", "diverged")
         return Record(**known, state=FAILED if failed else UNFINISHED, error=run.get("error"))
     results = runs.read_json(folder / runs.RESULTS)
+    waits = [line["data_time"] for line in metrics if "data_time" in line]
     seconds, loss_ms = results["seconds_per_iteration"], results["loss_ms_per_iteration"]
     return Record(
         **known,
         state=FINISHED,
         metrics={task: results[task] for task in TASKS if task in results},
         seconds_per_iteration=seconds,
-        data_seconds_per_iteration=median_of_metric(folder / "metrics.json", "data_time"),
+        data_seconds_per_iteration=statistics.median(waits) if waits else None,
         loss_ms=loss_ms,
         loss_share=loss_ms / 1000 / seconds if loss_ms and seconds else None,
         images_per_second=results["images_per_second"],
@@ -207,13 +210,13 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
 
 def iterations_done(folder: Path) -> int:
     """How far the run in a folder is, by its metrics."""
-    lines = read_metrics(folder / "metrics.json")
-    return lines[-1]["iteration"] + 1 if lines else 0
+    lines = _metric_lines(folder)
+    return json.loads(lines[-1])["iteration"] + 1 if lines else 0
 
 
-def _curves(metrics: Path, max_iter: int) -> dict[str, list[tuple[int, float]]]:
+def _curves(metrics: list[dict[str, Any]], max_iter: int) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, dict[int, float]] = {}
-    for line in read_metrics(metrics):
+    for line in metrics:
         for task in TASKS:
             ap = line.get(f"{task}/AP")
             if ap is not None and not math.isnan(ap):
@@ -222,12 +225,13 @@ def _curves(metrics: Path, max_iter: int) -> dict[str, list[tuple[int, float]]]:
     return {task: sorted(points.items()) for task, points in curves.items()}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.json; a last one that is being written is left out."""
+def _metric_lines(folder: Path) -> list[str]:
+    """The lines of a run's metrics.json; a last one that is being written is left out."""
+    path = folder / "metrics.json"
     if not path.is_file():
         return []
     text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
 
 def last_line(path: Path) -> str | None:

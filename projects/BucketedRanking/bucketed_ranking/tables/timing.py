@@ -6,7 +6,6 @@ No data set is needed: the detectors have random weights, the pictures are made 
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from ..data.files import write_atomically
 from ..engine import runs, setup
 from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
+from ..profiling.report import now
 from ..profiling.training_steps import measure_training_steps
 from . import records
 from .grid import DEFAULT_LOSSES, choose_configs, is_tiny
@@ -139,7 +139,7 @@ def _measure(request: TimingRequest, name: str, config: str, loss: str) -> Recor
             "device": cfg.MODEL.DEVICE,
             "threads": torch.get_num_threads(),
             "processes": 1,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": now(),
         },
     }
     try:
