@@ -7,20 +7,17 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from bucketed_ranking.engine.setup import load_config
+from bucketed_ranking.engine.hooks import ranking_criteria
+from bucketed_ranking.engine.setup import flatten, load_config
 from bucketed_ranking.engine.trainer import Trainer
+from bucketed_ranking.losses import LOSS_NAMES
+from bucketed_ranking.modeling.ranking import build_criterion
 from bucketed_ranking.zoo import list_configs
 from tests.small_detectors import random_batch
 
 pytestmark = pytest.mark.slow
 
-# Any other loss takes the same way as BRS, which the tiny detectors' tests go with all of them.
-CASES = [
-    (summary.name, loss)
-    for summary in list_configs()
-    for loss in ("score", "brs")
-    if summary.dataset != "shapes"
-]
+NAMES = [summary.name for summary in list_configs() if summary.dataset != "shapes"]
 FEW_PROPOSALS = [
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50",
@@ -29,21 +26,38 @@ FEW_PROPOSALS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "loss"), CASES)
-def test_a_training_step_is_finite_and_moves_the_weights(name, loss):
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("losses", [("score",), tuple(LOSS_NAMES)], ids=["score", "ranking"])
+def test_a_training_step_is_finite_and_moves_the_weights(name, losses):
     torch.manual_seed(0)
-    cfg = load_config(name, loss=loss, options=FEW_PROPOSALS, device="cpu")
+    cfg = small_config(name, losses[0])
     model = build_model(cfg).train()
     optimizer = Trainer.build_optimizer(cfg, model)
-    with EventStorage():
-        losses = model(random_batch((2, 1)))
-    assert all(value.isfinite() and value > 0 for value in losses.values()), losses
-    sum(losses.values()).backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for loss in losses:
+        if loss != losses[0]:
+            exchange_loss(model, cfg, small_config(name, loss))
+        with EventStorage():
+            values = model(random_batch((2, 1)))
+        assert all(value.isfinite() and value > 0 for value in values.values()), (loss, values)
+        optimizer.zero_grad()
+        sum(values.values()).backward()
+        without = [n for n, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
+        assert without == [], loss
     before = {n: p.detach().clone() for n, p in trained.items() if "cls" in n or "objectness" in n}
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.values())
     optimizer.step()
     assert before
     assert all(not torch.equal(p, trained[n]) for n, p in before.items())
-    del model, optimizer, losses, trained
+    del model, optimizer, values, trained
     gc.collect()  # Swin-L holds gigabytes
+
+
+def small_config(name, loss):
+    return load_config(name, loss=loss, options=FEW_PROPOSALS, device="cpu")
+
+
+def exchange_loss(model, cfg, other):
+    """Make the model that `other` describes of that of `cfg`, without building it anew."""
+    assert flatten(other) == flatten(cfg) | {"MODEL.RANKING.LOSS": other.MODEL.RANKING.LOSS}
+    for path, criterion in ranking_criteria(model).items():
+        model.set_submodule(path, build_criterion(other, criterion.weight))

@@ -47,7 +47,7 @@ def test_means_deviations_differences_and_speed_up(output):
     # Seed by seed: what the seeds share does not count as noise.
     assert brs["difference_from_score"]["bbox"] == {"mean": 3.0, "std": 0.0, "count": 2}
     assert brs["speed_up"] == pytest.approx(2.0)
-    assert brs["loss_share"]["mean"] == pytest.approx(0.25)
+    assert brs["classification_loss_share"]["mean"] == pytest.approx(0.2)
     assert rows["retinanet_tiny", "rs"]["speed_up"] is None
     assert rows["mask_rcnn_tiny", "brs"]["metrics"]["segm"]["AP"]["mean"] == 30.0
     assert rows["mask_rcnn_tiny", "brs"]["metrics"]["bbox"]["AP"]["std"] is None
@@ -106,7 +106,7 @@ def test_csv_has_every_cell_with_all_that_is_known(output):
         "0.25", "c0ffee", "2.15.0",
     )  # fmt: skip
     assert (brs["config_hash"], brs["device_name"]) == ("0123456789ab", "A Processor")
-    assert float(brs["loss_share"]) == pytest.approx(0.25)
+    assert float(brs["classification_loss_share"]) == pytest.approx(0.2)
     assert float(brs["data_seconds_per_iteration"]) == pytest.approx(0.02)
     assert cells["mask_rcnn_tiny-rs-seed1"]["state"] == "failed"
 

@@ -25,7 +25,7 @@ def test_every_loss_is_timed_once(tmp_path, capsys):
     rows = {row["loss"]: row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
     assert set(rows) == {"score", "brs"}
     for row in rows.values():
-        assert 0 < row["loss_share"]["mean"] < 1
+        assert 0 < row["classification_loss_share"]["mean"] < 1
         assert row["images_per_second"]["mean"] == pytest.approx(
             2 / row["seconds_per_iteration"]["mean"]
         )

@@ -256,6 +256,9 @@ def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
         "iterations": trainer.max_iter,
         "seconds_per_iteration": seconds,
         "loss_ms_per_iteration": trainer.loss_timer.median_milliseconds(),
+        "classification_loss_ms_per_iteration": (
+            trainer.loss_timer.median_classification_milliseconds()
+        ),
         "peak_memory_bytes": _peak_memory(cfg.MODEL.DEVICE),
         "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds if seconds else None,
         "final_losses": {k: float(v) for k, (v, _) in latest.items() if k.startswith("loss_")},

@@ -26,11 +26,13 @@ class StepCost:
     Attributes:
         seconds: median.
         loss_ms: milliseconds in the losses of all heads, forward and backward; see `LossTimer`.
+        classification_loss_ms: in the classification losses alone.
         peak_memory_bytes: that tensors took on the GPU; None on the CPU.
     """
 
     seconds: float
     loss_ms: float | None
+    classification_loss_ms: float | None
     peak_memory_bytes: int | None
 
 
@@ -68,6 +70,7 @@ def measure_training_steps(
     return StepCost(
         timer.median_seconds(),
         loss_timer.median_milliseconds(),
+        loss_timer.median_classification_milliseconds(),
         torch.cuda.max_memory_allocated(device) if on_gpu else None,
     )
 

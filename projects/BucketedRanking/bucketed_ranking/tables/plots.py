@@ -14,7 +14,12 @@ from .summary import Row
 
 _COLUMNS = 3
 _PANEL = (4.6, 3.6)
-_PARTS = {"reading pictures": "#999999", "losses": "#D55E00", "network and the rest": "#56B4E9"}
+_PARTS = {
+    "reading pictures": "#999999",
+    "classification loss": "#D55E00",
+    "box loss": "#E69F00",
+    "network and the rest": "#56B4E9",
+}
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,14 @@ def _split(row: Row) -> dict[str, float] | None:
     """Milliseconds of an iteration by part; None where they were not measured."""
     total = row.statistic(lambda cell: cell.seconds_per_iteration)
     losses = row.statistic(lambda cell: cell.loss_ms)
+    classification = row.statistic(lambda cell: cell.classification_loss_ms)
     data = row.statistic(lambda cell: cell.data_seconds_per_iteration)
-    if total is None or losses is None:
+    if total is None or losses is None or classification is None:
         return None
     reading = 1000 * data.mean if data else 0.0
-    rest = max(0.0, 1000 * total.mean - losses.mean - reading)
-    return dict(zip(_PARTS, (reading, losses.mean, rest), strict=True))
+    boxes = max(0.0, losses.mean - classification.mean)
+    rest = max(0.0, 1000 * total.mean - reading - classification.mean - boxes)
+    return dict(zip(_PARTS, (reading, classification.mean, boxes, rest), strict=True))
 
 
 def _times(rows: Sequence[Row]) -> Figure:

@@ -33,7 +33,8 @@ class Record:
         metrics: by task: AP, AP50, ..., and AP by class under "per_class"; in percent.
         curves: by task: pairs of iteration and AP.
         loss_ms: of the losses of all heads, forward and backward, in an iteration.
-        loss_share: of the time of an iteration.
+        classification_loss_ms: of their classification losses alone.
+        classification_loss_share: of the time of an iteration.
         run: the rest of run.json that tells what ran where: commit, versions, device, ...
     """
 
@@ -51,7 +52,8 @@ class Record:
     seconds_per_iteration: float | None = None
     data_seconds_per_iteration: float | None = None
     loss_ms: float | None = None
-    loss_share: float | None = None
+    classification_loss_ms: float | None = None
+    classification_loss_share: float | None = None
     images_per_second: float | None = None
     peak_memory_bytes: int | None = None
     final_losses: dict[str, float] = field(default_factory=dict)
@@ -192,15 +194,18 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
         return Record(**known, state=FAILED if failed else UNFINISHED, error=run.get("error"))
     results = runs.read_json(folder / runs.RESULTS)
     waits = [line["data_time"] for line in metrics if "data_time" in line]
-    seconds, loss_ms = results["seconds_per_iteration"], results["loss_ms_per_iteration"]
+    seconds = results["seconds_per_iteration"]
+    # Runs from before it was measured do not have it.
+    classification_ms = results.get("classification_loss_ms_per_iteration")
     return Record(
         **known,
         state=FINISHED,
         metrics={task: results[task] for task in TASKS if task in results},
         seconds_per_iteration=seconds,
         data_seconds_per_iteration=statistics.median(waits) if waits else None,
-        loss_ms=loss_ms,
-        loss_share=loss_ms / 1000 / seconds if loss_ms and seconds else None,
+        loss_ms=results["loss_ms_per_iteration"],
+        classification_loss_ms=classification_ms,
+        classification_loss_share=share_of(classification_ms, seconds),
         images_per_second=results["images_per_second"],
         peak_memory_bytes=results["peak_memory_bytes"],
         final_losses=results["final_losses"],
@@ -241,6 +246,11 @@ def last_line(path: Path) -> str | None:
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
     lines = [line for line in lines if line]
     return lines[-1] if lines else None
+
+
+def share_of(milliseconds: float | None, seconds: float | None) -> float | None:
+    """The part of an iteration's time, in 0..1; None where either was not measured."""
+    return milliseconds / 1000 / seconds if milliseconds and seconds else None
 
 
 def _between(started: str, ended: str | None) -> float | None:

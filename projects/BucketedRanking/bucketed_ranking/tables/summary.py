@@ -98,7 +98,8 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 COSTS: dict[str, Callable[[Record], float | None]] = {
     "seconds_per_iteration": lambda cell: cell.seconds_per_iteration,
     "loss_ms": lambda cell: cell.loss_ms,
-    "loss_share": lambda cell: cell.loss_share,
+    "classification_loss_ms": lambda cell: cell.classification_loss_ms,
+    "classification_loss_share": lambda cell: cell.classification_loss_share,
     "data_seconds_per_iteration": lambda cell: cell.data_seconds_per_iteration,
     "images_per_second": lambda cell: cell.images_per_second,
     "peak_memory_bytes": lambda cell: cell.peak_memory_bytes,

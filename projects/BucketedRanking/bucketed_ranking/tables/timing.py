@@ -162,7 +162,8 @@ def _measure(request: TimingRequest, name: str, config: str, loss: str) -> Recor
         iterations=request.steps,
         seconds_per_iteration=cost.seconds,
         loss_ms=cost.loss_ms,
-        loss_share=cost.loss_ms / 1000 / cost.seconds if cost.loss_ms else None,
+        classification_loss_ms=cost.classification_loss_ms,
+        classification_loss_share=records.share_of(cost.classification_loss_ms, cost.seconds),
         images_per_second=cfg.SOLVER.IMS_PER_BATCH / cost.seconds,
         peak_memory_bytes=cost.peak_memory_bytes,
     )
