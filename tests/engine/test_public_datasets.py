@@ -21,6 +21,7 @@ from tests.public_datasets import (
     COMMON,
     HEIGHT,
     RARE,
+    UNCOMMON,
     WIDTH,
     registered_under,
     write_cityscapes,
@@ -138,6 +139,11 @@ def test_perfect_detections_score_100_on_lvis(root, tmp_path):
     for task in ("bbox", "segm"):
         assert results[task]["AP"] == pytest.approx(100, abs=0.1)
         assert np.isnan(results[task]["APl"]), "there is no large object"
+        names = MetadataCatalog.get("lvis_v1_val").thing_classes
+        per_class = {name: ap for name, ap in results[task]["per_class"].items() if ap == ap}
+        assert per_class == pytest.approx(
+            {names[number - 1]: 100 for number in (COMMON, UNCOMMON, RARE)}, abs=0.1
+        )
     assert (tmp_path / "lvis_instances_results.json").is_file()
     assert not hasattr(np, "float")
 
@@ -150,6 +156,9 @@ def test_lvis_counts_false_positives_only_where_a_class_was_looked_for(
     oracle = Oracle("lvis_v1_val", wrong={image: RARE - 1})
     results = evaluate_model(config(LVIS), oracle, "lvis_v1_val", tmp_path)["segm"]
     assert (results["AP"] < 99) == lowers
+    names = MetadataCatalog.get("lvis_v1_val").thing_classes
+    assert (results["per_class"][names[RARE - 1]] < 99) == lowers
+    assert results["per_class"][names[COMMON - 1]] == pytest.approx(100, abs=0.1)
 
 
 def test_perfect_masks_score_100_on_cityscapes_and_none_0(root, tmp_path):
@@ -157,6 +166,9 @@ def test_perfect_masks_score_100_on_cityscapes_and_none_0(root, tmp_path):
     results = evaluate_model(cfg, CityscapesOracle(name), name, tmp_path)
     assert set(results) == {"segm"}
     assert results["segm"]["AP"] == results["segm"]["AP50"] == pytest.approx(100)
+    per_class = results["segm"]["per_class"]
+    assert set(per_class) == set(MetadataCatalog.get(name).thing_classes)
+    assert {name for name, ap in per_class.items() if ap == 100} == {"person", "car"}
     none = evaluate_model(cfg, CityscapesOracle(name, silent=True), name, tmp_path)
     assert none["segm"]["AP"] == 0
 

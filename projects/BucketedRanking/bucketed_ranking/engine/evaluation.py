@@ -74,36 +74,72 @@ class DetectionEvaluator(COCOEvaluator):
 
 
 class FederatedEvaluator(LVISEvaluator):
-    """:class:`LVISEvaluator`, made to run with NumPy 2; no detection at all is AP 0.
+    """:class:`LVISEvaluator` with the AP of every class; no detection at all is AP 0.
 
     What has no ground truth is NaN, as on COCO; lvis says -1 there.
     """
 
     def _eval_predictions(self, predictions):
+        lvis = import_module("lvis")
+        evaluations = []
+
+        class KeptEvaluation(lvis.LVISEval):
+            def run(self):
+                super().run()
+                evaluations.append(self)
+
         # It warns that it takes results as they are, each time.
         logging.getLogger("lvis.results").setLevel(logging.ERROR)
-        # lvis 0.5.3, its last release, asks for np.float, which NumPy 1.24 removed.
-        with patch.object(np, "float", float, create=True):
+        with (
+            patch.object(lvis, "LVISEval", KeptEvaluation),
+            # lvis 0.5.3, its last release, asks for np.float, which NumPy 1.24 removed.
+            patch.object(np, "float", float, create=True),
+        ):
             super()._eval_predictions(predictions)
+        for evaluation in evaluations:
+            self._results[evaluation.params.iou_type] |= self._per_class(evaluation)
         silent = not any(prediction["instances"] for prediction in predictions)
         for task, metrics in self._results.items():
             self._results[task] = {
                 name: 0.0 if silent else math.nan if ap < 0 else ap for name, ap in metrics.items()
             }
 
+    def _per_class(self, evaluation) -> dict[str, float]:
+        """AP of each class, named as Detectron2 does on COCO; negative without ground truth."""
+        # IoU thresholds x recall levels x classes x areas, of which the first is "all"; a class
+        # without ground truth has -1 everywhere.
+        precisions = evaluation.eval["precision"][:, :, :, 0]
+        names = [self._metadata.thing_classes[number - 1] for number in evaluation.params.cat_ids]
+        return {
+            f"AP-{name}": 100 * float(of_class.mean())
+            for name, of_class in zip(names, precisions.transpose(2, 0, 1), strict=True)
+        }
+
 
 class CityscapesEvaluator(CityscapesInstanceEvaluator):
-    """:class:`CityscapesInstanceEvaluator`, made to run with NumPy 2; leaves no file behind."""
+    """:class:`CityscapesInstanceEvaluator` with the AP of every class; leaves no file behind."""
 
     def evaluate(self):
         script = import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+        per_class: dict[str, float] = {}
+
+        def compute_and_keep(aps, arguments, compute=script.computeAverages):
+            averages = compute(aps, arguments)
+            for name, of_class in averages["classes"].items():
+                per_class[f"AP-{name}"] = 100 * float(of_class["ap"])
+            return averages
+
         with (
+            patch.object(script, "computeAverages", compute_and_keep),
             # It writes its matches, and a cache that a single evaluation has no use for.
             patch.object(script, "writeDict2JSON", lambda *_: None),
             # cityscapesscripts 2.3.0, its last release, asks for what NumPy 2.4 removed.
             patch.object(np, "in1d", np.isin, create=True),
         ):
-            return super().evaluate()
+            results = super().evaluate()
+        if results:  # on the main process
+            results["segm"] |= per_class
+        return results
 
 
 def build_evaluator(dataset: str, output_dir: Path, tasks: tuple[str, ...]) -> DatasetEvaluator:
@@ -172,8 +208,8 @@ def evaluate_model(
     Returns:
         A dict per task ("bbox", "segm"), in percent: AP, AP50, AP75, APs, APm, APl (NaN where
         there is no ground truth of the kind), "per_class" AP by class name, and
-        "score_threshold" (see :class:`DetectionEvaluator`). On LVIS, APr, APc and APf (rare,
-        common, frequent classes) instead of the last two; on Cityscapes, AP and AP50 of "segm".
+        "score_threshold" (see :class:`DetectionEvaluator`; NaN on LVIS and Cityscapes). On LVIS
+        APr, APc and APf too (rare, common, frequent classes); Cityscapes has AP and AP50 of "segm".
         Empty on all but the main process.
     """
     loader = build_detection_test_loader(cfg, dataset, mapper=DatasetMapper(cfg, is_train=False))
