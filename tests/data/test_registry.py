@@ -1,6 +1,7 @@
 """Names of data sets: adding, finding, overriding, removing, and the errors on the way."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_added_with_absolute_paths_that_people_can_read(
     entry = registry.find_dataset("toy")
     assert (entry.json, entry.images, entry.origin) == (path, images, "user")
     assert entry.present
+
+
+def test_added_at_the_same_time_none_is_lost(home: Path, write_coco: Writer) -> None:
+    path, images = write_coco()
+    names = {f"toy{number}" for number in range(16)}
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: registry.add_dataset(name, path, images), names))
+    assert names <= set(_names())
 
 
 def test_validation_json_makes_a_pair(home: Path, write_coco: Writer) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from filelock import FileLock
 
 from bucketed_ranking.data.files import config_folder, read_coco, write_atomically
 from bucketed_ranking.data.shapes import annotations_file, ensure_shapes, shapes_folder
@@ -221,12 +222,13 @@ def add_dataset(
         blocks = {f"{name}_{part}": {**held_out, "part": part} for part in ("train", "val")}
     else:
         blocks = {name: train}
-    _make_room(name, blocks, force)
     path = registry_file()
-    text = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
-    text = text if text.endswith("\n") or not text else text + "\n"
-    text += yaml.safe_dump(blocks, sort_keys=False, allow_unicode=True)
-    write_atomically(path, text)
+    with _lock(path):
+        _make_room(name, blocks, force)
+        text = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
+        text = text if text.endswith("\n") or not text else text + "\n"
+        text += yaml.safe_dump(blocks, sort_keys=False, allow_unicode=True)
+        write_atomically(path, text)
     entries = _read(path, "user")
     return [entries[split] for split in blocks]
 
@@ -242,16 +244,23 @@ def remove_dataset(name: str) -> list[str]:
     Raises:
         BucketRankError: if the name is not in the user's registry; says where it is.
     """
-    own = _read(registry_file(), "user")
-    names = [name] if name in own else [f"{name}_{part}" for part in ("train", "val")]
-    names = [split for split in names if split in own]
-    if names:
-        _drop_blocks(registry_file(), names)
-        return names
+    with _lock(registry_file()):
+        own = _read(registry_file(), "user")
+        names = [name] if name in own else [f"{name}_{part}" for part in ("train", "val")]
+        names = [split for split in names if split in own]
+        if names:
+            _drop_blocks(registry_file(), names)
+            return names
     entry = members(name)[0]
     if entry.origin == "project":
         raise BucketRankError(f"'{name}' is defined in {entry.source}: remove it there.")
     raise BucketRankError(f"'{name}' is built in and cannot be removed.")
+
+
+def _lock(path: Path) -> FileLock:
+    """Keeps two commands from changing a registry at the same time, which would lose an entry."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _builtin(name: str) -> DatasetEntry:
