@@ -132,6 +132,8 @@ def _times(rows: Sequence[Row]) -> Figure:
         left = [0.0] * len(losses)
         for part, colour in _PARTS.items():
             widths = [of_config[loss][part] for loss in losses]
+            if not any(widths):
+                continue
             axes.barh(names, widths, left=left, color=colour, label=part)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         for place, total in enumerate(left):
@@ -193,7 +195,7 @@ def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    columns = min(3, len(handles))
+    columns = min(3, -(-len(handles) // 2))
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=columns,
         frameon=False, handlelength=3,

@@ -226,7 +226,7 @@ def _per_class(rows: Sequence[Row], task: str, word: str) -> Section:
 def _cells(records: Sequence[Record]) -> Section:
     return Section(
         "Runs",
-        "Every cell is a run of its own in the folder cells/, with its log beside it.",
+        "Every cell has its own folder, or file where it was only timed, in cells/.",
         ("run", "state", "iterations", "AP", "s / iteration", "took", "config", "commit", "error"),
         [
             (
