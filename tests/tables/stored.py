@@ -49,7 +49,8 @@ def write_cell(
     ]
     if run["state"] == "finished":
         lines.append({"iteration": 99, "data_time": 0.02})
-        lines.append({"iteration": 99, **{f"{task}/AP": value for task, value in tasks.items()}})
+        # Detectron2 counts from 0, but gives the last evaluation the iteration after.
+        lines.append({"iteration": 100, **{f"{task}/AP": value for task, value in tasks.items()}})
         results = {
             "seconds_per_iteration": seconds,
             "loss_ms_per_iteration": loss_ms,

@@ -105,6 +105,7 @@ def test_csv_has_every_cell_with_all_that_is_known(output):
     assert (brs["final_loss_rank"], brs["git_commit"], brs["torch_version"]) == (
         "0.25", "c0ffee", "2.15.0",
     )  # fmt: skip
+    assert (brs["iterations"], brs["max_iter"]) == ("100", "100")
     assert (brs["config_hash"], brs["device_name"]) == ("0123456789ab", "A Processor")
     assert float(brs["classification_loss_share"]) == pytest.approx(0.2)
     assert float(brs["data_seconds_per_iteration"]) == pytest.approx(0.02)

@@ -185,7 +185,7 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
     run = runs.read_json(folder / runs.RECORD)
     metrics = [json.loads(line) for line in _metric_lines(folder)]
     known |= {
-        "iterations": max(run["iterations"], iterations_done(folder)),
+        "iterations": max(run["iterations"], iterations_done(folder, entry["max_iter"])),
         "curves": _curves(metrics, entry["max_iter"]),
         "run": {key: run.get(key) for key in _RUN_KEYS},
     }
@@ -213,10 +213,11 @@ def _read(entry: dict[str, Any], folder: Path) -> Record:
     )
 
 
-def iterations_done(folder: Path) -> int:
+def iterations_done(folder: Path, max_iter: int) -> int:
     """How far the run in a folder is, by its metrics."""
     lines = _metric_lines(folder)
-    return json.loads(lines[-1])["iteration"] + 1 if lines else 0
+    # Detectron2 counts from 0, but gives the last evaluation the iteration after.
+    return min(json.loads(lines[-1])["iteration"] + 1, max_iter) if lines else 0
 
 
 def _curves(metrics: list[dict[str, Any]], max_iter: int) -> dict[str, list[tuple[int, float]]]:
@@ -225,7 +226,7 @@ def _curves(metrics: list[dict[str, Any]], max_iter: int) -> dict[str, list[tupl
         for task in TASKS:
             ap = line.get(f"{task}/AP")
             if ap is not None and not math.isnan(ap):
-                # Detectron2 counts from 0, but gives the last evaluation the iteration after.
+                # As in `iterations_done`.
                 curves.setdefault(task, {})[min(line["iteration"] + 1, max_iter)] = ap
     return {task: sorted(points.items()) for task, points in curves.items()}
 

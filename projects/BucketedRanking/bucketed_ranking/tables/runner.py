@@ -147,7 +147,9 @@ class _Pool:
                 start_new_session=True,
             )
             self.running.append(
-                _Process(cell, slot, popen, log, records.iterations_done(cell.folder))
+                _Process(
+                    cell, slot, popen, log, records.iterations_done(cell.folder, cell.max_iter)
+                )
             )
 
     def _end_cells(self) -> None:
@@ -179,7 +181,10 @@ class _Pool:
         parts = []
         left: list[float | None] = [self.estimates.seconds(cell) for cell in self.waiting]
         for process in self.running:
-            iterations = max(records.iterations_done(process.cell.folder), process.start_iter)
+            iterations = max(
+                records.iterations_done(process.cell.folder, process.cell.max_iter),
+                process.start_iter,
+            )
             parts.append(f"{process.cell.name} {iterations}/{process.cell.max_iter}")
             elapsed = now - process.started
             left.append(self.estimates.left(process.cell, process.start_iter, iterations, elapsed))
