@@ -115,11 +115,12 @@ def _config(request: TimingRequest, config: str, loss: str) -> CfgNode:
 
 def _conditions(request: TimingRequest, cfg: CfgNode) -> dict[str, object]:
     height, width = request.image_size
+    count = cfg.SOLVER.IMS_PER_BATCH
     return {
         "config_hash": runs.config_hash(cfg),
         "device_name": device_name(cfg.MODEL.DEVICE),
-        "pictures": f"random weights, {cfg.SOLVER.IMS_PER_BATCH} made-up pictures of {width} x "
-        f"{height} an iteration",
+        "pictures": f"random weights, {count} made-up picture{'s' if count > 1 else ''} of "
+        f"{width} x {height} an iteration",
     }
 
 
