@@ -1,8 +1,8 @@
 # Each target is enough on its own on a fresh machine: what it needs is set up first, in .venv.
 #   PYTHON=python3.12     the interpreter of a new .venv
-#   DETECTRON2=SOURCE     detectron2 from a folder, a wheel or a pip url
-# Tested on Linux. macOS is untried: torch has wheels for Apple silicon alone, and detectron2 says
-# to compile there with Xcode's clang (`CC=clang CXX=clang++ make setup`).
+#   DETECTRON2=SOURCE     detectron2 compiled from its repository (official), a folder, a wheel or a
+#                         pip url; left out, its Python files from the package registry
+# Tested on Linux; macOS is untried (torch has wheels for Apple silicon alone).
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -18,7 +18,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## (.*)/\1|\2/' \
 		| while IFS='|' read -r target text; do printf '  make %-16s %s\n' "$$target" "$$text"; done
 
-setup: ## install everything into .venv (pinned versions, detectron2 compiled from its sources)
+setup: ## install everything into .venv (pinned versions; nothing is compiled)
 	@tools/setup.sh
 
 demo: setup ## generate the data set, train and evaluate two small detectors, print one table

@@ -20,7 +20,7 @@ def demo(
     from rich.console import Console
     from rich.table import Table
 
-    from bucketed_ranking.environment import require_detectron2
+    from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("The demo")
     from bucketed_ranking.engine import demo as job

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import say
+
 if TYPE_CHECKING:
-    from bucketed_ranking.environment import Report
+    from bucketed_ranking.doctor import Report
 
 
 class Format(StrEnum):
@@ -19,13 +21,36 @@ def doctor(
     output_format: Annotated[
         Format, typer.Option("--format", help="A table for people, or JSON for programs.")
     ] = Format.table,
+    install_detectron2: Annotated[
+        bool,
+        typer.Option(
+            "--install-detectron2",
+            help="Install Detectron2, and what training needs beside it, into this environment.",
+        ),
+    ] = False,
+    detectron2_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="registry (its Python files from the package registry, checked by hash; the "
+            "default), official (its repository, which is compiled), a folder, a wheel or an "
+            "address for pip. Left out, a Detectron2 that imports is kept.",
+        ),
+    ] = None,
 ) -> None:
     """Say what is installed and works, what is missing, and how to get it.
 
     The exit code is 0 where training is possible, 1 where something it needs is missing.
     """
-    from bucketed_ranking.environment import collect_report
+    from bucketed_ranking import detectron2_setup
+    from bucketed_ranking.doctor import collect_report
+    from bucketed_ranking.errors import BucketRankError
 
+    if install_detectron2:
+        detectron2_setup.install_detectron2(detectron2_from, say)
+        return
+    if detectron2_from is not None:
+        raise BucketRankError("--detectron2-from goes with --install-detectron2.")
     report = collect_report()
     if output_format is Format.json:
         typer.echo(json.dumps(report.as_dict(), indent=2))

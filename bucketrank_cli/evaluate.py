@@ -30,7 +30,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from bucketed_ranking.environment import require_detectron2
+    from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Evaluation")
     from bucketed_ranking.engine import inference

@@ -1,7 +1,8 @@
-"""The frame of the command line: its commands, its version, and how its errors look."""
+"""The command line's entry point: its commands, its version, and how its errors look."""
 
 import errno
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -15,8 +16,8 @@ INTERRUPTED = 130
 _MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
-class Frame(TyperGroup):
-    """Turns what a user can mend, and Ctrl-C, into one line and an exit code."""
+class CommandGroup(TyperGroup):
+    """Ends a user's error, and Ctrl-C, in one line and an exit code, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -34,7 +35,7 @@ class Frame(TyperGroup):
 
 app = typer.Typer(
     name="bucketrank",
-    cls=Frame,
+    cls=CommandGroup,
     help="Train, evaluate and compare object detectors with ranking-based losses.",
     epilog="New here? `bucketrank doctor` says what is installed, `bucketrank demo` shows it all.",
     no_args_is_help=True,
@@ -77,7 +78,7 @@ def _print_versions(wanted: bool) -> None:
 
 
 @app.callback()
-def _frame(
+def _options(
     version: Annotated[
         bool,
         typer.Option(
@@ -99,7 +100,16 @@ def _for_the_user(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in _MENDABLE:
         return f"{error.strerror}: {error.filename or 'while writing'}; free it or choose another."
+    if isinstance(error, ModuleNotFoundError) and error.name and find_spec(_package(error.name)) is None:
+        return (
+            f"This command needs {_package(error.name)}, which is not installed; `bucketrank "
+            "doctor --install-detectron2` installs everything that training needs."
+        )
     return None
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def _print_error(message: str) -> None:

@@ -24,7 +24,7 @@ def predict(
     device: Device = None,
 ) -> None:
     """Detect objects in pictures: draw them, and write COCO results."""
-    from bucketed_ranking.environment import require_detectron2
+    from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Prediction")
     from bucketed_ranking.engine import inference

@@ -69,7 +69,7 @@ def table(
     """Train a grid of detectors x losses x seeds, and report on it; finished cells are kept."""
     from rich.console import Console
 
-    from bucketed_ranking.environment import require_detectron2
+    from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Training a table")
     from bucketed_ranking.tables import job

@@ -43,7 +43,7 @@ def train(
     device: Device = None,
 ) -> None:
     """Train a detector with a ranking loss and evaluate it."""
-    from bucketed_ranking.environment import require_detectron2
+    from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Training")
     from bucketed_ranking.engine import runs, setup

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..environment import choose_device, require_detectron2
+from ..detectron2_setup import require_detectron2
+from ..environment import choose_device
 from ..errors import BucketRankError
 from . import memory, plots, report
 from .cases import Case, GridPoint, choose_dtype, make_case
