@@ -100,16 +100,14 @@ def _for_the_user(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in _MENDABLE:
         return f"{error.strerror}: {error.filename or 'while writing'}; free it or choose another."
-    if isinstance(error, ModuleNotFoundError) and error.name and find_spec(_package(error.name)) is None:
-        return (
-            f"This command needs {_package(error.name)}, which is not installed; `bucketrank "
-            "doctor --install-detectron2` installs everything that training needs."
-        )
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package and find_spec(package) is None:
+            return (
+                f"This command needs {package}, which is not installed; `bucketrank doctor "
+                "--install-detectron2` installs everything that training needs."
+            )
     return None
-
-
-def _package(module: str) -> str:
-    return module.partition(".")[0]
 
 
 def _print_error(message: str) -> None:

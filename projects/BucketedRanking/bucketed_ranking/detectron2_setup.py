@@ -43,7 +43,7 @@ build-backend = "setuptools.build_meta"
 name = "detectron2"
 version = "0.6+{REGISTRY_COMMIT}.python"
 description = "Detectron2's Python files at commit {REGISTRY_COMMIT}, without its compiled part"
-readme = {{ text = "Taken from {REGISTRY_PACKAGE}, unchanged, by bucketrank.", content-type = "text/plain" }}
+readme = {{ text = "From {REGISTRY_PACKAGE}, unchanged.", content-type = "text/plain" }}
 license = "Apache-2.0"
 license-files = ["LICENSE"]
 requires-python = ">=3.7"
