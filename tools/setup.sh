@@ -83,7 +83,7 @@ step() {
 export PIP_CONSTRAINT=$PWD/constraints.txt
 install() {
     "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
-        --no-build-isolation "$@"
+        --no-build-isolation --no-compile "$@"
 }
 
 # What the last step in the log complained about.
