@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from bucketed_ranking.data import coco, images
+from bucketed_ranking.data.cleaning import KINDS
 from bucketed_ranking.data.coco import check_dataset, clean_dataset
-from bucketed_ranking.data.registry import DatasetEntry, add_dataset
-from bucketed_ranking.data.sieve import KINDS
+from bucketed_ranking.data.entries import DatasetEntry
+from bucketed_ranking.data.registry import add_dataset
 from bucketed_ranking.data.summary import summarise
 from bucketed_ranking.errors import BucketRankError
 
@@ -384,7 +385,7 @@ def test_pictures_are_decoded_once(make: Make, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(images, "_examine", never)
-    monkeypatch.setattr(coco, "Sieve", never)
+    monkeypatch.setattr(coco, "DatasetCleaner", never)
     assert clean_dataset(entry) == first
 
 

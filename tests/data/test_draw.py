@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bucketed_ranking.data.draw import draw_masks, draw_pictures
-from bucketed_ranking.data.registry import DatasetEntry
+from bucketed_ranking.data.entries import DatasetEntry
 from bucketed_ranking.errors import BucketRankError
 
 Writer = Callable[..., tuple[Path, Path]]

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bucketed_ranking.data.files import cache_folder, read_coco, write_atomically
-from bucketed_ranking.data.images import ImageFacts, examine_images
-from bucketed_ranking.data.registry import DatasetEntry
-from bucketed_ranking.data.sieve import KINDS, Finding, Sieve, file_name
-from bucketed_ranking.errors import BucketRankError
+from ..errors import BucketRankError
+from .cleaning import KINDS, DatasetCleaner, Finding
+from .entries import DatasetEntry
+from .fields import file_name
+from .files import cache_folder, read_coco, write_atomically
+from .images import ImageFacts, examine_images
 
 VERSION = 1
 DECODE_UP_TO = 5000
@@ -46,27 +47,24 @@ class CheckReport:
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        rows = [
-            {**asdict(finding), "severity": finding.severity, "remedy": finding.remedy}
-            for finding in self.findings
-        ]
-        return {
-            "name": self.name,
-            "json": str(self.json),
-            "ok": self.ok,
-            "num_images": self.num_images,
-            "num_annotations": self.num_annotations,
-            "findings": rows,
-        }
+        return {**asdict(self), "json": str(self.json), "ok": self.ok}
 
 
 @dataclass(frozen=True)
-class CleanDataset:
-    """A JSON that Detectron2 and pycocotools take without complaint, and what it holds.
+class DatasetInfo:
+    """What training, evaluation and ``show`` take from a data set.
 
-    ``category_ids`` are the JSON's own, ascending, ``class_names`` in the same order. ``skipped``
-    counts per reason (the keys of ``KINDS``, and ``annotation of a skipped image``) what was left
-    out. ``has_masks``: every annotation that is not a crowd has a mask.
+    Attributes:
+        name: its name.
+        json, images: the files that are used. Detectron2 and pycocotools take the JSON without
+            complaint, except that of Cityscapes, which is a folder.
+        category_ids: the JSON's own, ascending.
+        class_names: in the order of ids, which is that of the contiguous class indices.
+        num_images, num_annotations: how many the JSON holds.
+        has_masks: whether every annotation that is not a crowd has a mask.
+        skipped: how many records cleaning left out, per reason (the keys of ``KINDS``, and
+            ``annotation of a skipped image``).
+        evaluator: Detectron2's evaluator type, ``coco``, ``lvis`` or ``cityscapes_instance``.
     """
 
     name: str
@@ -78,6 +76,11 @@ class CleanDataset:
     num_annotations: int
     has_masks: bool
     skipped: dict[str, int] = field(default_factory=dict)
+    evaluator: str = "coco"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
 
 def check_dataset(entry: DatasetEntry) -> CheckReport:
@@ -85,20 +88,15 @@ def check_dataset(entry: DatasetEntry) -> CheckReport:
     try:
         content, facts = _open(entry)
     except BucketRankError as error:
-        return CheckReport(
-            entry.name, entry.json, 0, 0, [Finding("unreadable JSON", 1, [str(error)])]
-        )
-    sieve = Sieve(entry, content, facts)
-    return CheckReport(
-        entry.name,
-        entry.json,
-        len(content["images"]),
-        len(content["annotations"]),
-        [sieve.findings[kind] for kind in KINDS if kind in sieve.findings],
-    )
+        unreadable = Finding("unreadable JSON", 1, [str(error)])
+        return CheckReport(entry.name, entry.json, 0, 0, [unreadable])
+    found = DatasetCleaner(entry, content, facts).findings
+    sizes = len(content["images"]), len(content["annotations"])
+    findings = [found[kind] for kind in KINDS if kind in found]
+    return CheckReport(entry.name, entry.json, *sizes, findings)
 
 
-def clean_dataset(entry: DatasetEntry) -> CleanDataset:
+def clean_dataset(entry: DatasetEntry) -> DatasetInfo:
     """Writes a clean copy of the JSON into the cache folder, unless it is there already.
 
     The copy is found again as long as the JSON, the pictures and this module's version stay the
@@ -109,33 +107,28 @@ def clean_dataset(entry: DatasetEntry) -> CleanDataset:
         BucketRankError: if the JSON cannot be read or nothing usable is left.
     """
     content, facts = _open(entry)
-    key = _key(entry, facts)
-    path = cache_folder() / "clean" / f"{entry.name}-{key}.json"
+    path = _cache_file(entry, _fingerprint(entry, facts), ".json")
     record = path.with_suffix(".summary.json")
-    if path.is_file() and record.is_file():
-        return _restore(entry, path, json.loads(record.read_text(encoding="utf-8")))
-    sieve = Sieve(entry, content, facts)
-    if "nothing usable" in sieve.findings:
-        raise BucketRankError(sieve.complaint())
-    write_atomically(path, json.dumps(sieve.clean, separators=(",", ":")))
-    summary = _summary(sieve.clean) | {"skipped": dict(sieve.skipped)}
-    write_atomically(record, json.dumps(summary))
-    return _restore(entry, path, summary)
+    if not (path.is_file() and record.is_file()):
+        cleaner = DatasetCleaner(entry, content, facts)
+        if "nothing usable" in cleaner.findings:
+            raise BucketRankError(cleaner.complaint())
+        write_atomically(path, json.dumps(cleaner.clean, separators=(",", ":")))
+        write_atomically(record, json.dumps(_describe(cleaner.clean, cleaner.skipped)))
+    return _read_info(entry, path, record)
 
 
-def describe_dataset(entry: DatasetEntry) -> CleanDataset:
+def describe_dataset(entry: DatasetEntry) -> DatasetInfo:
     """What the JSON holds, taken as it is: for data sets that need no cleaning.
 
     Raises:
         BucketRankError: if the JSON cannot be read.
     """
-    stamp = _stamp(entry.json)
-    record = cache_folder() / "clean" / f"{entry.name}-{_hash(str(entry.json), stamp)}.summary.json"
-    if record.is_file():
-        return _restore(entry, entry.json, json.loads(record.read_text(encoding="utf-8")))
-    summary = _summary(read_coco(entry.json)) | {"skipped": {}}
-    write_atomically(record, json.dumps(summary))
-    return _restore(entry, entry.json, summary)
+    key = _hash(str(entry.json), _stamp(entry.json))
+    record = _cache_file(entry, key, ".summary.json")
+    if not record.is_file():
+        write_atomically(record, json.dumps(_describe(read_coco(entry.json), {})))
+    return _read_info(entry, entry.json, record)
 
 
 def _open(entry: DatasetEntry) -> tuple[dict[str, Any], dict[str, ImageFacts]]:
@@ -153,23 +146,22 @@ def _part(content: dict[str, Any], part: str, val_fraction: float) -> dict[str, 
     ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = min(max(1, round(len(ordered) * val_fraction)), max(0, len(ordered) - 1))
     val_names = set(ordered[:held_out])
-    val_ids = {str(image.get("id")) for image in content["images"] if file_name(image) in val_names}
-
-    def belongs(in_val: bool) -> bool:
-        return in_val == (part == "val")
-
+    in_val = [file_name(image) in val_names for image in content["images"]]
+    val_ids = {str(i.get("id")) for i, val in zip(content["images"], in_val, strict=True) if val}
+    wanted = part == "val"
     return {
         **content,
-        "images": [i for i in content["images"] if belongs(file_name(i) in val_names)],
+        "images": [i for i, val in zip(content["images"], in_val, strict=True) if val == wanted],
         "annotations": [
             a
             for a in content["annotations"]
-            if belongs(isinstance(a, dict) and str(a.get("image_id")) in val_ids)
+            if (isinstance(a, dict) and str(a.get("image_id")) in val_ids) == wanted
         ],
     }
 
 
-def _summary(content: dict[str, Any]) -> dict[str, Any]:
+def _describe(content: dict[str, Any], skipped: dict[str, int]) -> dict[str, Any]:
+    """The fields of a DatasetInfo that a JSON's content gives."""
     categories = sorted(content["categories"], key=lambda category: category["id"])
     own = [a for a in content["annotations"] if not a.get("iscrowd")]
     return {
@@ -178,15 +170,21 @@ def _summary(content: dict[str, Any]) -> dict[str, Any]:
         "num_images": len(content["images"]),
         "num_annotations": len(content["annotations"]),
         "has_masks": bool(own) and all(a.get("segmentation") for a in own),
+        "skipped": skipped,
     }
 
 
-def _restore(entry: DatasetEntry, path: Path, summary: dict[str, Any]) -> CleanDataset:
-    lists = {key: tuple(summary[key]) for key in ("category_ids", "class_names")}
-    return CleanDataset(name=entry.name, json=path, images=entry.images, **(summary | lists))
+def _read_info(entry: DatasetEntry, path: Path, record: Path) -> DatasetInfo:
+    fields = json.loads(record.read_text(encoding="utf-8"))
+    fields |= {key: tuple(fields[key]) for key in ("category_ids", "class_names")}
+    return DatasetInfo(entry.name, path, entry.images, **fields)
 
 
-def _key(entry: DatasetEntry, facts: dict[str, ImageFacts]) -> str:
+def _cache_file(entry: DatasetEntry, key: str, suffix: str) -> Path:
+    return cache_folder() / "clean" / f"{entry.name}-{key}{suffix}"
+
+
+def _fingerprint(entry: DatasetEntry, facts: dict[str, ImageFacts]) -> str:
     """Changes whenever the clean JSON would: with the JSON, a picture, the part or this module."""
     pictures = sorted((name, f.size, f.modified, f.decoded) for name, f in facts.items())
     part = f"{entry.part} {entry.val_fraction}"

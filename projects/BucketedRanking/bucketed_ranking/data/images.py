@@ -1,4 +1,4 @@
-"""What the picture files of a data set are really like, remembered from call to call."""
+"""Sizes and faults of a data set's picture files, remembered from call to call."""
 
 import hashlib
 import json
@@ -7,17 +7,16 @@ import os
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-from bucketed_ranking.data.files import cache_folder, write_atomically
+from .files import cache_folder, write_atomically
 
 logger = logging.getLogger("bucketed_ranking.data")
 
 _VERSION = 1
-_EXIF_ORIENTATION = 0x0112
 _TRANSPOSING = (5, 6, 7, 8)
 
 
@@ -39,6 +38,9 @@ class ImageFacts:
     fault: str | None = None
 
 
+_MISSING = ImageFacts(0, 0, False, fault="missing")
+
+
 def examine_images(folder: Path, names: Iterable[str], decode: bool) -> dict[str, ImageFacts]:
     """Examines picture files; a file examined before and not changed since is not read again.
 
@@ -47,7 +49,8 @@ def examine_images(folder: Path, names: Iterable[str], decode: bool) -> dict[str
         names: file names as the JSON gives them.
         decode: whether to decode every pixel, which finds truncated files, or read headers only.
     """
-    cache = cache_folder() / "images" / f"{_digest(str(folder))}.json"
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    cache = cache_folder() / "images" / f"{digest}.json"
     known = _load(cache)
     facts: dict[str, ImageFacts] = {}
     todo: list[str] = []
@@ -73,10 +76,8 @@ def _stat(path: Path) -> ImageFacts:
     try:
         status = path.stat()
     except (OSError, ValueError):
-        return ImageFacts(0, 0, False, fault="missing")
-    if not path.is_file():
-        return ImageFacts(0, 0, False, fault="missing")
-    return ImageFacts(status.st_size, status.st_mtime_ns, False)
+        return _MISSING
+    return ImageFacts(status.st_size, status.st_mtime_ns, False) if path.is_file() else _MISSING
 
 
 def _same_file(before: ImageFacts, now: ImageFacts) -> bool:
@@ -88,30 +89,20 @@ def _examine(path: Path, facts: ImageFacts, decode: bool) -> ImageFacts:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")
             width, height = image.size
-            orientation = _orientation(image, decode)
+            # A PNG's orientation may follow its pixels: not worth decoding for.
+            readable = decode or image.format != "PNG" or "exif" in image.info
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if readable else 1
             if decode:
                 # A smaller picture from the same data: every byte is read, few pixels computed.
                 image.draft(None, (max(1, width // 8), max(1, height // 8)))
                 image.load()
     except Exception as error:  # Pillow raises nearly anything on a broken file
         reason = " ".join(str(error).replace(str(path), path.name).split())
-        fault = reason or type(error).__name__
-        return ImageFacts(facts.size, facts.modified, decode, fault=fault)
+        return replace(facts, decoded=decode, fault=reason or type(error).__name__)
     if orientation in _TRANSPOSING:
         width, height = height, width
     turned = orientation in (2, 3, 4, *_TRANSPOSING)
-    return ImageFacts(facts.size, facts.modified, decode, width, height, turned)
-
-
-def _orientation(image: Image.Image, decode: bool) -> int:
-    """The EXIF orientation; 1 is upright. A PNG's may follow its pixels: not worth decoding for."""
-    if image.format == "PNG" and "exif" not in image.info and not decode:
-        return 1
-    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return replace(facts, decoded=decode, width=width, height=height, turned=turned)
 
 
 def _load(cache: Path) -> dict[str, ImageFacts]:
@@ -125,12 +116,9 @@ def _load(cache: Path) -> dict[str, ImageFacts]:
 
 
 def _save(cache: Path, facts: dict[str, ImageFacts]) -> None:
-    rows = {
-        name: [f.size, f.modified, f.decoded, f.width, f.height, f.turned, f.fault]
-        for name, f in facts.items()
-    }
-    content = {"version": _VERSION, "files": rows}
+    files = {name: astuple(fact) for name, fact in facts.items()}
     try:
-        write_atomically(cache, json.dumps(content, separators=(",", ":")))
+        content = json.dumps({"version": _VERSION, "files": files}, separators=(",", ":"))
+        write_atomically(cache, content)
     except OSError as error:
         logger.warning("What is known of the pictures cannot be kept in %s: %s", cache, error)

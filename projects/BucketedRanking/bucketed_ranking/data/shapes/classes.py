@@ -36,9 +36,8 @@ SQUARE = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]) * 0.9
 _STAR = radial(lambda _: np.array([1.15, 0.55] * 5), 10, -math.pi / 2)
 _GEAR = radial(lambda angles: np.where(np.cos(8 * angles) > 0, 1.06, 0.80), 128)
 _FLOWER = radial(lambda angles: 0.72 + 0.34 * np.abs(np.cos(3 * angles)), 128)
-_ARROW = np.array(
-    [[1.15, 0], [0.15, 0.85], [0.15, 0.38], [-1.15, 0.38]]
-    + [[-1.15, -0.38], [0.15, -0.38], [0.15, -0.85]]
+_ARROW = np.stack(
+    [[1.15, 0.15, 0.15, -1.15, -1.15, 0.15, 0.15], [0, 0.85, 0.38, 0.38, -0.38, -0.38, -0.85]], 1
 )
 
 
