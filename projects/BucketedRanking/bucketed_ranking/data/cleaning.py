@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
 
 @dataclass
 class Finding:
-    """One kind of problem: how often it occurs, the first few places, and what is done about it."""
+    """One kind of problem: how often it occurs, the first few places, what cleaning does."""
 
     kind: str
     count: int = 0

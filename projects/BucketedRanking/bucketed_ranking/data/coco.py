@@ -21,9 +21,9 @@ from .cleaning import KINDS, DatasetCleaner, Finding
 from .entries import DatasetEntry
 from .fields import file_name
 from .files import cache_folder, read_coco, write_atomically
-from .images import ImageFacts, examine_images
+from .images import examine_images
 
-VERSION = 1
+VERSION = 2
 DECODE_UP_TO = 5000
 
 
@@ -86,14 +86,12 @@ class DatasetInfo:
 def check_dataset(entry: DatasetEntry) -> CheckReport:
     """Looks for everything that would stop or spoil training; never raises for what it finds."""
     try:
-        content, facts = _open(entry)
+        _, record = _cleaned(entry)
     except BucketRankError as error:
         unreadable = Finding("unreadable JSON", 1, [str(error)])
         return CheckReport(entry.name, entry.json, 0, 0, [unreadable])
-    found = DatasetCleaner(entry, content, facts).findings
-    sizes = len(content["images"]), len(content["annotations"])
-    findings = [found[kind] for kind in KINDS if kind in found]
-    return CheckReport(entry.name, entry.json, *sizes, findings)
+    findings = [Finding(*values) for values in record["findings"]]
+    return CheckReport(entry.name, entry.json, *record["sizes"], findings)
 
 
 def clean_dataset(entry: DatasetEntry) -> DatasetInfo:
@@ -106,16 +104,10 @@ def clean_dataset(entry: DatasetEntry) -> DatasetInfo:
     Raises:
         BucketRankError: if the JSON cannot be read or nothing usable is left.
     """
-    content, facts = _open(entry)
-    path = _cache_file(entry, _fingerprint(entry, facts), ".json")
-    record = path.with_suffix(".summary.json")
-    if not (path.is_file() and record.is_file()):
-        cleaner = DatasetCleaner(entry, content, facts)
-        if "nothing usable" in cleaner.findings:
-            raise BucketRankError(cleaner.complaint())
-        write_atomically(path, json.dumps(cleaner.clean, separators=(",", ":")))
-        write_atomically(record, json.dumps(_describe(cleaner.clean, cleaner.skipped)))
-    return _read_info(entry, path, record)
+    path, record = _cleaned(entry)
+    if record["complaint"] is not None:
+        raise BucketRankError(record["complaint"])
+    return _info(entry, path, record["info"])
 
 
 def describe_dataset(entry: DatasetEntry) -> DatasetInfo:
@@ -124,20 +116,46 @@ def describe_dataset(entry: DatasetEntry) -> DatasetInfo:
     Raises:
         BucketRankError: if the JSON cannot be read.
     """
-    key = _hash(str(entry.json), _stamp(entry.json))
-    record = _cache_file(entry, key, ".summary.json")
-    if not record.is_file():
-        write_atomically(record, json.dumps(_describe(read_coco(entry.json), {})))
-    return _read_info(entry, entry.json, record)
+    file = _cache_file(entry, [str(entry.json), _stamp(entry.json)], ".summary.json")
+    if not file.is_file():
+        write_atomically(file, json.dumps(_describe(read_coco(entry.json), {})))
+    return _info(entry, entry.json, json.loads(file.read_text(encoding="utf-8")))
 
 
-def _open(entry: DatasetEntry) -> tuple[dict[str, Any], dict[str, ImageFacts]]:
-    """The JSON's content, cut down to the entry's part, and what is known of its pictures."""
+def _cleaned(entry: DatasetEntry) -> tuple[Path, dict[str, Any]]:
+    """The path of the clean copy, and what cleaning found, both made unless they are there.
+
+    Data sets that come with this package or Detectron2 are used as they are: they get no copy.
+    """
     content = read_coco(entry.json)
     if entry.part is not None:
         content = _part(content, entry.part, entry.val_fraction or 0.0)
-    names = dict.fromkeys(filter(None, map(file_name, content["images"])))
-    return content, examine_images(entry.images, names, decode=len(names) <= DECODE_UP_TO)
+    names = list(dict.fromkeys(filter(None, map(file_name, content["images"]))))
+    decode = len(names) <= DECODE_UP_TO
+    pictures = [(name, _stamp(entry.images / name)) for name in names]
+    source = [str(entry.json), _stamp(entry.json), str(entry.images), pictures]
+    path = _cache_file(entry, [VERSION, entry.part, entry.val_fraction, decode, *source], ".json")
+    file = path.with_suffix(".findings.json")
+    if file.is_file():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if path.is_file() or not record["copied"]:
+            return path, record
+    cleaner = DatasetCleaner(entry, content, examine_images(entry.images, names, decode))
+    found = cleaner.findings
+    usable = "nothing usable" not in found
+    record = {
+        "sizes": [len(content["images"]), len(content["annotations"])],
+        "findings": [
+            (found[k].kind, found[k].count, found[k].examples) for k in KINDS if k in found
+        ],
+        "complaint": None if usable else cleaner.complaint(),
+        "copied": usable and entry.origin in ("user", "project"),
+        "info": _describe(cleaner.clean, cleaner.skipped),
+    }
+    if record["copied"]:
+        write_atomically(path, json.dumps(cleaner.clean, separators=(",", ":")))
+    write_atomically(file, json.dumps(record))
+    return path, record
 
 
 def _part(content: dict[str, Any], part: str, val_fraction: float) -> dict[str, Any]:
@@ -174,31 +192,21 @@ def _describe(content: dict[str, Any], skipped: dict[str, int]) -> dict[str, Any
     }
 
 
-def _read_info(entry: DatasetEntry, path: Path, record: Path) -> DatasetInfo:
-    fields = json.loads(record.read_text(encoding="utf-8"))
-    fields |= {key: tuple(fields[key]) for key in ("category_ids", "class_names")}
-    return DatasetInfo(entry.name, path, entry.images, **fields)
+def _info(entry: DatasetEntry, path: Path, fields: dict[str, Any]) -> DatasetInfo:
+    lists = {key: tuple(fields[key]) for key in ("category_ids", "class_names")}
+    return DatasetInfo(entry.name, path, entry.images, **(fields | lists))
 
 
-def _cache_file(entry: DatasetEntry, key: str, suffix: str) -> Path:
-    return cache_folder() / "clean" / f"{entry.name}-{key}{suffix}"
+def _cache_file(entry: DatasetEntry, state: list[Any], suffix: str) -> Path:
+    """A file in the cache folder whose name changes with the state."""
+    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
+    return cache_folder() / "clean" / f"{entry.name}-{digest}{suffix}"
 
 
-def _fingerprint(entry: DatasetEntry, facts: dict[str, ImageFacts]) -> str:
-    """Changes whenever the clean JSON would: with the JSON, a picture, the part or this module."""
-    pictures = sorted((name, f.size, f.modified, f.decoded) for name, f in facts.items())
-    part = f"{entry.part} {entry.val_fraction}"
-    source = f"{entry.json} {entry.images}"
-    return _hash(str(VERSION), source, part, _stamp(entry.json), json.dumps(pictures))
-
-
-def _stamp(path: Path) -> str:
+def _stamp(path: Path) -> list[int] | None:
+    """Tells whether a file has changed: its size in bytes and its time in ns; None if missing."""
     try:
         status = path.stat()
-    except OSError as error:
-        raise BucketRankError(f"There is no JSON at {path}.") from error
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]

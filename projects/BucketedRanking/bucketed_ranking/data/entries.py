@@ -89,19 +89,19 @@ def edited_registry(path: Path) -> Iterator[CommentedMap]:
     yaml.width = 4096
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        entries = _load(yaml, path) if path.is_file() else None
-        if entries is None:
-            # Comments are lost unless they stand above something.
-            comments = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
-            entries = yaml.load(f"{comments}\n{{}}\n")
-        if not entries:
-            entries.fa.set_block_style()
+        loaded = _load(yaml, path) if path.is_file() else None
+        text = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
+        entries = CommentedMap() if loaded is None else loaded
         before = dict(entries)
         yield entries
-        if dict(entries) != before:
-            stream = io.StringIO()
-            yaml.dump(entries, stream)
-            write_atomically(path, stream.getvalue())
+        if dict(entries) == before:
+            return
+        # ruamel.yaml has no place for comments without entries.
+        comments = "".join(f"{line}\n" for line in text.splitlines() if line.startswith("#"))
+        stream = io.StringIO()
+        yaml.dump(entries, stream)
+        above = "" if loaded else comments
+        write_atomically(path, above + stream.getvalue() if entries else comments)
 
 
 def drop_entry(entries: CommentedMap, name: str) -> None:
@@ -131,7 +131,8 @@ def _load(yaml: YAML, path: Path) -> Any:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
         raise BucketRankError(f"{path} is not valid YAML ({reason}). Mend or remove it.") from error
     if not isinstance(content, dict | None):
         raise BucketRankError(
