@@ -2,8 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -85,17 +84,22 @@ class DatasetCleaner:
         self.facts = facts
         self.findings: dict[str, Finding] = {}
         self.skipped: Counter[str] = Counter()
-        self._seen: set[tuple[Any, ...]] = set()
         self._has_masks = _mostly_masks(content["annotations"])
-        self._categories = self._clean_categories(content["categories"])
-        self._images = self._clean_images(content["images"])
-        annotations = self._clean_annotations(content["annotations"])
+        self._categories: dict[str, dict[str, Any]] = {}
+        self._images: dict[str, dict[str, Any] | None] = {}  # None: skipped
+        self._seen: set[tuple[Any, ...]] = set()
+        categories = self._usable(content["categories"], self._category)
+        images = self._usable(content["images"], self._image)
+        if len({type(image["id"]) for image in images}) > 1:
+            for image in images:
+                image["id"] = str(image["id"])
+        annotations = self._usable(content["annotations"], self._annotation)
         self._renumber(annotations)
         self.clean = {
             "info": content["info"] if isinstance(content.get("info"), dict) else {},
             "licenses": content.get("licenses") or [],
-            "categories": list(self._categories.values()),
-            "images": [image for image in self._images.values() if image is not None],
+            "categories": categories,
+            "images": images,
             "annotations": annotations,
         }
         for key in ("categories", "images", "annotations"):
@@ -120,57 +124,40 @@ class DatasetCleaner:
         if len(finding.examples) < MAX_EXAMPLES:
             finding.examples.append(example)
 
-    @contextmanager
-    def _skipping(self) -> Iterator[None]:
-        """Counts the record that turns out to be unusable inside, and goes on with the next."""
-        try:
-            yield
-        except _UnusableError as error:
-            self.skipped[error.kind] += 1
-            if error.kind in KINDS:
-                self._note(error.kind, error.example)
-
-    def _clean_categories(self, records: list[Any]) -> dict[str, dict[str, Any]]:
-        """The usable categories by id as text."""
-        kept: dict[str, dict[str, Any]] = {}
+    def _usable(
+        self, records: list[Any], clean: Callable[[Any, int], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The records as ``clean`` returns them, without those that it finds unusable."""
+        kept = []
         for index, record in enumerate(records):
-            with self._skipping():
-                number = integer(record.get("id")) if isinstance(record, dict) else None
-                if number is None or record.get("name") in (None, ""):
-                    raise _UnusableError(
-                        "malformed category", f"categories[{index}]: {short(record)}"
-                    )
-                name = str(record["name"])
-                if str(number) in kept:
-                    raise _UnusableError("duplicate category id", f"id {number}: '{name}'")
-                if any(category["name"] == name for category in kept.values()):
-                    self._note("duplicate category name", f"id {number}: '{name}'")
-                kept[str(number)] = {**record, "id": number, "name": name}
+            try:
+                kept.append(clean(record, index))
+            except _UnusableError as error:
+                self.skipped[error.kind] += 1
+                if error.kind in KINDS:
+                    self._note(error.kind, error.example)
         return kept
 
-    def _clean_images(self, records: list[Any]) -> dict[str, dict[str, Any] | None]:
-        """The usable pictures by id as text; None for those skipped."""
-        kept: dict[str, dict[str, Any] | None] = {}
-        for index, record in enumerate(records):
-            with self._skipping():
-                name = file_name(record)
-                if name is None or not isinstance(record.get("id"), int | str):
-                    raise _UnusableError(
-                        "malformed image record", f"images[{index}]: {short(record)}"
-                    )
-                key = str(record["id"])
-                if key in kept:
-                    raise _UnusableError("duplicate image id", f"id {key}: '{name}'")
-                kept[key] = None
-                kept[key] = self._image(record, name)
-        usable = [image for image in kept.values() if image is not None]
-        if len({type(image["id"]) for image in usable}) > 1:
-            for image in usable:
-                image["id"] = str(image["id"])
-        return kept
+    def _category(self, record: Any, index: int) -> dict[str, Any]:
+        number = integer(record.get("id")) if isinstance(record, dict) else None
+        if number is None or record.get("name") in (None, ""):
+            raise _UnusableError("malformed category", f"categories[{index}]: {short(record)}")
+        name, key = str(record["name"]), str(number)
+        if key in self._categories:
+            raise _UnusableError("duplicate category id", f"id {number}: '{name}'")
+        if any(category["name"] == name for category in self._categories.values()):
+            self._note("duplicate category name", f"id {number}: '{name}'")
+        self._categories[key] = {**record, "id": number, "name": name}
+        return self._categories[key]
 
-    def _image(self, record: dict[str, Any], name: str) -> dict[str, Any]:
-        """The record with the size that the file has."""
+    def _image(self, record: Any, index: int) -> dict[str, Any]:
+        name = file_name(record)
+        if name is None or not isinstance(record.get("id"), int | str):
+            raise _UnusableError("malformed image record", f"images[{index}]: {short(record)}")
+        key = str(record["id"])
+        if key in self._images:
+            raise _UnusableError("duplicate image id", f"id {key}: '{name}'")
+        self._images[key] = None
         facts = self.facts[name]
         if facts.fault == "missing":
             hint = _hint(self.entry.images, name) if "missing image" not in self.findings else ""
@@ -180,24 +167,17 @@ class DatasetCleaner:
         width, height = integer(record.get("width")), integer(record.get("height"))
         if None not in (width, height) and (width, height) != (facts.width, facts.height):
             turned = " as its EXIF orientation turns it" if facts.turned else ""
+            size = f"{facts.width} x {facts.height}{turned}"
             raise _UnusableError(
-                "image size differs",
-                f"'{name}' is {facts.width} x {facts.height}{turned}, the JSON says "
-                f"{width} x {height}",
+                "image size differs", f"'{name}' is {size}, the JSON says {width} x {height}"
             )
         if facts.turned:
             self._note("turned by EXIF", f"'{name}'")
-        return {**record, "file_name": name, "width": facts.width, "height": facts.height}
+        image = {**record, "file_name": name, "width": facts.width, "height": facts.height}
+        self._images[key] = image
+        return image
 
-    def _clean_annotations(self, records: list[Any]) -> list[dict[str, Any]]:
-        kept = []
-        for record in records:
-            with self._skipping():
-                kept.append(self._annotation(record))
-        return kept
-
-    def _annotation(self, record: Any) -> dict[str, Any]:
-        """The annotation as it goes into the clean JSON."""
+    def _annotation(self, record: Any, index: int) -> dict[str, Any]:
         known = isinstance(record, dict) and {"image_id", "category_id"} <= set(record)
         if not known or not is_box(record.get("bbox")):
             raise _UnusableError("malformed annotation", short(record))
@@ -230,13 +210,13 @@ class DatasetCleaner:
         }
         annotation |= {key: record[key] for key in ("keypoints", "num_keypoints") if key in record}
         mask = self._mask(record, image, annotation["iscrowd"], place)
-        area = record.get("area")
         if mask is not None:
             annotation["segmentation"] = mask
-        elif box != record["bbox"]:
-            area = None
-        known_area = is_number(area) and 0 < area < math.inf
-        return annotation | {"area": area if known_area else mask_area(mask, box)}
+        area = record.get("area")
+        is_stale = mask is None and box != record["bbox"]
+        if is_stale or not is_number(area) or not 0 < area < math.inf:
+            area = mask_area(mask, box)
+        return annotation | {"area": area}
 
     def _clipped(self, box: list[float], image: dict[str, Any], place: str) -> list[float]:
         """The box [x, y, w, h], cut at the picture's edge."""
