@@ -1,4 +1,4 @@
-"""The command line: its commands, its version, and how its errors look."""
+"""The frame of the command line: its commands, its version, and how its errors look."""
 
 import errno
 from importlib.metadata import PackageNotFoundError, version
@@ -15,8 +15,8 @@ INTERRUPTED = 130
 _MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
-class ErrorReportingGroup(TyperGroup):
-    """Reports errors that a user can mend, and Ctrl-C, as one line and an exit code."""
+class Frame(TyperGroup):
+    """Turns what a user can mend, and Ctrl-C, into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -34,7 +34,7 @@ class ErrorReportingGroup(TyperGroup):
 
 app = typer.Typer(
     name="bucketrank",
-    cls=ErrorReportingGroup,
+    cls=Frame,
     help="Train, evaluate and compare object detectors with ranking-based losses.",
     epilog="New here? `bucketrank doctor` says what is installed, `bucketrank demo` shows it all.",
     no_args_is_help=True,

@@ -1,4 +1,4 @@
-"""The command line as a whole: errors, versions, help, completion."""
+"""The frame of the command line: errors, versions, help, completion."""
 
 import errno
 import math
@@ -12,12 +12,12 @@ import typer
 from typer.testing import CliRunner
 
 from bucketed_ranking.errors import BucketRankError
-from bucketrank_cli import main as command_line
+from bucketrank_cli import main as frame
 from bucketrank_cli.options import percent
 
 
 def run_raising(error: BaseException):
-    app = typer.Typer(cls=command_line.ErrorReportingGroup, pretty_exceptions_enable=False)
+    app = typer.Typer(cls=frame.Frame, pretty_exceptions_enable=False)
 
     @app.command("fail")
     def fail() -> None:
@@ -59,9 +59,9 @@ def test_a_bug_keeps_its_traceback_and_says_where_to_report_it(monkeypatch):
     def app(**_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(command_line, "app", app)
+    monkeypatch.setattr(frame, "app", app)
     with pytest.raises(ZeroDivisionError) as caught:
-        command_line.main()
+        frame.main()
     assert "report it" in caught.value.__notes__[0]
 
 
@@ -71,7 +71,7 @@ def test_metrics_that_are_not_known_are_dashes(value, shown):
 
 
 def test_version_names_what_matters():
-    result = CliRunner().invoke(command_line.app, ["--version"])
+    result = CliRunner().invoke(frame.app, ["--version"])
     assert result.exit_code == 0
     assert f"bucketrank {version('bucketrank')}" in result.stdout
     assert f"torch {version('torch')}" in result.stdout
@@ -80,19 +80,19 @@ def test_version_names_what_matters():
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_the_commands(arguments):
-    result = CliRunner().invoke(command_line.app, arguments)
-    for command in command_line.app.registered_commands:
+    result = CliRunner().invoke(frame.app, arguments)
+    for command in frame.app.registered_commands:
         assert command.name in result.output
 
 
 def test_every_command_has_help():
-    for command in [*command_line.app.registered_commands, *command_line.app.registered_groups]:
-        result = CliRunner().invoke(command_line.app, [command.name, "--help"])
+    for command in [*frame.app.registered_commands, *frame.app.registered_groups]:
+        result = CliRunner().invoke(frame.app, [command.name, "--help"])
         assert result.exit_code == 0, result.output
 
 
 def test_an_unknown_command_is_named():
-    result = CliRunner().invoke(command_line.app, ["trian"])
+    result = CliRunner().invoke(frame.app, ["trian"])
     assert result.exit_code == 2
     assert "trian" in result.stderr
 

@@ -82,6 +82,11 @@ class DatasetInfo:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in plain types, for JSON."""
+        paths = {"json": str(self.json), "images": str(self.images)}
+        return {**asdict(self), **paths, "num_classes": self.num_classes}
+
 
 def check_dataset(entry: DatasetEntry) -> CheckReport:
     """Looks for everything that would stop or spoil training; never raises for what it finds."""
