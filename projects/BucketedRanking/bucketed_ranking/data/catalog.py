@@ -73,10 +73,14 @@ def require_same_classes(train: DatasetInfo, val: DatasetInfo) -> None:
     """
     if train.class_names == val.class_names:
         return
+    difference = f"{train.num_classes} against {val.num_classes} classes"
+    if train.num_classes == val.num_classes:
+        pairs = zip(train.class_names, val.class_names, strict=True)
+        index, (ours, theirs) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+        difference = f"class {index} is '{ours}' in the first and '{theirs}' in the second"
     raise BucketRankError(
-        f"Data sets '{train.name}' and '{val.name}' differ in their classes: "
-        f"{_first_difference(train, val)}. Give both JSON files the same categories, with names in "
-        "the same order of ids."
+        f"Data sets '{train.name}' and '{val.name}' differ in their classes: {difference}. Give "
+        "both JSON files the same categories, with names in the same order of ids."
     )
 
 
@@ -111,14 +115,6 @@ def require_masks(info: DatasetInfo) -> None:
         missing,
         len(objects),
     )
-
-
-def _first_difference(train: DatasetInfo, val: DatasetInfo) -> str:
-    if train.num_classes != val.num_classes:
-        return f"{train.num_classes} against {val.num_classes} classes"
-    pairs = enumerate(zip(train.class_names, val.class_names, strict=True))
-    index, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-    return f"class {index} is '{ours}' in the first and '{theirs}' in the second"
 
 
 def _add_to_catalogs(info: DatasetInfo) -> bool:
