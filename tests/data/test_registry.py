@@ -140,6 +140,14 @@ def test_adding_changes_nothing_that_people_wrote(by_hand: Path, write_coco: Wri
     assert by_hand.read_text() == WRITTEN_BY_HAND
 
 
+def test_peoples_indents_stay(by_hand: Path, write_coco: Writer) -> None:
+    wide = WRITTEN_BY_HAND.replace("\n  ", "\n    ")
+    by_hand.write_text(wide)
+    path, images = write_coco()
+    registry.add_dataset("toy", path, images)
+    assert by_hand.read_text() == wide + f"toy:\n    json: {path}\n    images: {images}\n"
+
+
 @pytest.mark.parametrize("name", ["first", "quoted", "flow", "last"])
 def test_removing_leaves_all_comments_around(by_hand: Path, name: str) -> None:
     registry.remove_dataset(name)

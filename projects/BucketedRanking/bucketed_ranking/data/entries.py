@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import CommentMark, YAMLError
 from ruamel.yaml.tokens import CommentToken
+from ruamel.yaml.util import load_yaml_guess_indent
 
 from ..errors import BucketRankError
 from .files import write_atomically
@@ -78,7 +79,7 @@ def read_entries(
 def edited_registry(path: Path) -> Iterator[CommentedMap]:
     """The entries of a registry file, to be changed in place and written back at the end.
 
-    Comments and everything else stay. The file need not exist; it is locked meanwhile, and left
+    Comments, quotes and indents stay. The file need not exist; it is locked meanwhile, and left
     alone where nothing changes.
 
     Raises:
@@ -92,6 +93,7 @@ def edited_registry(path: Path) -> Iterator[CommentedMap]:
         loaded = _load(yaml, path) if path.is_file() else None
         text = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
         entries = CommentedMap() if loaded is None else loaded
+        _, yaml.map_indent, _ = load_yaml_guess_indent(text, yaml=YAML())
         before = dict(entries)
         yield entries
         if dict(entries) == before:
