@@ -103,6 +103,7 @@ def test_thin_boxes_are_reported_and_kept(make: Make) -> None:
         ({"bbox": None}, "malformed annotation"),
         ({"bbox": [1, 2, 3]}, "malformed annotation"),
         ({"bbox": ["1", 2, 3, 4]}, "malformed annotation"),
+        ({"bbox": [1, 2, 10**400, 4]}, "malformed annotation"),
         ({"category_id": 99}, "unknown category id"),
         ({"image_id": 99}, "unknown image id"),
     ],

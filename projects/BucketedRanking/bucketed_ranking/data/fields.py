@@ -34,8 +34,8 @@ def integer(value: Any) -> int | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or a float, infinity and NaN included."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a float, infinity and NaN included, or an int that fits into one."""
+    return isinstance(value, float) or (type(value) is int and value.bit_length() < 1024)
 
 
 def is_box(value: Any) -> bool:
@@ -69,7 +69,7 @@ def _is_polygon(polygon: Any) -> bool:
         return False
     try:
         return bool(np.isfinite(np.array(polygon, dtype=np.float64)).all())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
