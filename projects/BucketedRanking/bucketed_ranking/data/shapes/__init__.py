@@ -102,8 +102,7 @@ def _make(folder: Path, sizes: dict[str, int]) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         for split, size in sizes.items():
-            seed = SEED, VERSION, int(split == "val")
-            write_split(unfinished / split, annotations_file(unfinished, split), size, seed)
+            write_split(unfinished, split, size)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     finally:

@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from . import SEED, VERSION, annotations_file
 from .classes import CLASS_NAMES
 from .sampling import UniformSampler
 from .scene import SceneObject, draw_scene
@@ -16,24 +17,22 @@ _TRACING_SCALE = 4
 _SMALLEST_HOLE = 12
 
 
-def write_split(images_folder: Path, json_file: Path, size: int, seed: tuple[int, ...]) -> None:
-    """Draws the pictures of a split and writes them as JPEG, with their annotations as COCO JSON.
+def write_split(folder: Path, split: str, size: int) -> None:
+    """Draws the first ``size`` pictures of a split (``train`` or ``val``) into a data set's folder.
 
-    Args:
-        images_folder, json_file: where to; their folders are made.
-        size: number of pictures.
-        seed: what the pictures depend on, with their index: random seed, version, split.
+    Writes them as JPEG into a folder of the split's name, and their annotations as COCO JSON.
     """
-    images_folder.mkdir(parents=True)
+    (folder / split).mkdir(parents=True)
+    json_file = annotations_file(folder, split)
     json_file.parent.mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(size):
-        picture, objects = draw_scene(UniformSampler(*seed, index))
+        picture, objects = draw_scene(UniformSampler(SEED, VERSION, split == "val", index))
         name = f"{index:06d}.jpg"
         bgr = np.ascontiguousarray(picture[..., ::-1])
         _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        (images_folder / name).write_bytes(encoded.tobytes())
+        (folder / split / name).write_bytes(encoded.tobytes())
         height, width = picture.shape[:2]
         images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
         for shown in objects:
@@ -41,8 +40,8 @@ def write_split(images_folder: Path, json_file: Path, size: int, seed: tuple[int
     content = {
         "info": {
             "description": "bucketrank shapes: generated, textured shapes on cluttered backgrounds",
-            "version": str(seed[1]),
-            "split": images_folder.name,
+            "version": str(VERSION),
+            "split": split,
         },
         "licenses": [{"id": 1, "name": "Apache-2.0"}],
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)],
