@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bucketed_ranking.data.coco import CheckReport
-    from bucketed_ranking.data.registry import DatasetEntry
+    from bucketed_ranking.data.entries import DatasetEntry
     from bucketed_ranking.data.summary import Summary
 
 app = typer.Typer(
@@ -116,14 +116,17 @@ def show(
     output_format: OutputFormat = Format.table,
 ) -> None:
     """Show what a data set holds: counts, classes, box sizes, and pictures with --draw."""
-    from bucketed_ranking.data.draw import draw_pictures
     from bucketed_ranking.data.registry import members
     from bucketed_ranking.data.summary import summarise
 
     entries = members(name)
     summaries = [summarise(entry) for entry in entries]
     folder = out or Path(f"{name}-pictures")
-    drawn = [path for entry in entries if draw for path in draw_pictures(entry, draw, folder)]
+    drawn: list[Path] = []
+    if draw:
+        from bucketed_ranking.data.draw import draw_pictures
+
+        drawn = [path for entry in entries for path in draw_pictures(entry, draw, folder)]
     if output_format is Format.json:
         _print_json([summary.as_dict() for summary in summaries])
         return

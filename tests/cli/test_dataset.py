@@ -1,6 +1,8 @@
 """`bucketrank dataset`: what each command prints, writes and exits with."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ def run(*arguments: str, code: int = 0) -> str:
 
 
 def fail(*arguments: str) -> str:
-    """The sentence that the command line's frame would print."""
+    """The sentence that the command line would print."""
     result = CliRunner().invoke(app, list(arguments))
     assert isinstance(result.exception, BucketRankError), result.output
     return str(result.exception)
@@ -93,6 +95,17 @@ def test_list_as_json(toy: Toy) -> None:
     assert rows["toy"]["present"]
     assert rows["toy"]["origin"] == "user"
     assert not rows["coco_2017_train"]["present"]
+
+
+def test_list_is_quick_because_it_loads_little(toy: Toy) -> None:
+    script = (
+        "import sys; from bucketrank_cli.main import app; app(['dataset', 'list'], "
+        "standalone_mode=False); heavy = {'torch', 'detectron2', 'cv2', 'numpy', 'PIL'}; "
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "shapes_train" in result.stdout
 
 
 def test_check_is_clean_with_exit_code_zero(toy: Toy) -> None:

@@ -16,7 +16,8 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from bucketed_ranking.data import registry, shapes
-from bucketed_ranking.data.catalog import DatasetInfo, register, require_same_classes
+from bucketed_ranking.data.catalog import register, require_same_classes
+from bucketed_ranking.data.coco import DatasetInfo
 from bucketed_ranking.data.registry import add_dataset
 from bucketed_ranking.errors import BucketRankError
 
@@ -39,19 +40,15 @@ def _spoil(content: dict[str, Any]) -> None:
 
 
 def test_describes_and_registers(write_coco: Writer, caplog: pytest.LogCaptureFixture) -> None:
-    add_dataset("toy", *write_coco(_spoil))
+    path, images = write_coco(_spoil)
+    add_dataset("toy", path, images)
     with caplog.at_level(logging.WARNING, "bucketed_ranking.data"):
         info = register("toy")
-    assert info == DatasetInfo(
-        name="toy",
-        num_classes=2,
-        class_names=("cat", "dog"),
-        num_images=10,
-        num_annotations=19,
-        has_masks=False,
-        skipped={"degenerate box": 1},
-        evaluator="coco",
-    )
+    assert (info.name, info.images, info.evaluator) == ("toy", images, "coco")
+    assert (info.num_classes, info.class_names) == (2, ("cat", "dog"))
+    assert (info.num_images, info.num_annotations, info.has_masks) == (10, 19, False)
+    assert info.category_ids == (3, 7)
+    assert info.skipped == {"degenerate box": 1}
     warnings = [r.getMessage() for r in caplog.records if r.name == "bucketed_ranking.data"]
     assert len(warnings) == 1
     assert "skipped 1 degenerate box" in warnings[0]
@@ -152,7 +149,7 @@ def test_unknown_and_empty_data_sets_are_errors(write_coco: Writer) -> None:
 
 def test_training_and_validation_must_have_the_same_classes() -> None:
     def info(name: str, *classes: str) -> DatasetInfo:
-        return DatasetInfo(name, len(classes), classes, 1, 1, False)
+        return DatasetInfo(name, Path(), Path(), tuple(range(len(classes))), classes, 1, 1, False)
 
     require_same_classes(info("a", "cat", "dog"), info("b", "cat", "dog"))
     with pytest.raises(BucketRankError, match="2 against 1 classes"):

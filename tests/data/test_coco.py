@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from bucketed_ranking.data import coco, images
+from bucketed_ranking.data.cleaning import KINDS
 from bucketed_ranking.data.coco import check_dataset, clean_dataset
-from bucketed_ranking.data.registry import DatasetEntry, add_dataset
-from bucketed_ranking.data.sieve import KINDS
+from bucketed_ranking.data.entries import DatasetEntry
+from bucketed_ranking.data.registry import add_dataset
 from bucketed_ranking.data.summary import summarise
 from bucketed_ranking.errors import BucketRankError
 
@@ -102,6 +103,7 @@ def test_thin_boxes_are_reported_and_kept(make: Make) -> None:
         ({"bbox": None}, "malformed annotation"),
         ({"bbox": [1, 2, 3]}, "malformed annotation"),
         ({"bbox": ["1", 2, 3, 4]}, "malformed annotation"),
+        ({"bbox": [1, 2, 10**400, 4]}, "malformed annotation"),
         ({"category_id": 99}, "unknown category id"),
         ({"image_id": 99}, "unknown image id"),
     ],
@@ -384,7 +386,7 @@ def test_pictures_are_decoded_once(make: Make, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(images, "_examine", never)
-    monkeypatch.setattr(coco, "Sieve", never)
+    monkeypatch.setattr(coco, "DatasetCleaner", never)
     assert clean_dataset(entry) == first
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bucketed_ranking.data.draw import draw_masks, draw_pictures
-from bucketed_ranking.data.registry import DatasetEntry
+from bucketed_ranking.data.draw import LabelledBox, draw_boxes, draw_masks, draw_pictures
+from bucketed_ranking.data.entries import DatasetEntry
 from bucketed_ranking.errors import BucketRankError
 
 Writer = Callable[..., tuple[Path, Path]]
@@ -37,6 +37,39 @@ def test_masks_tint_their_pixels_alone() -> None:
     assert (colors[0] != colors[1]).any()
     assert (pixels[10:20] == 90).all()
     assert paper.getpixel((0, 0)) == (90, 90, 90), "the picture itself stays"
+
+
+def test_masks_stay_visible_where_they_overlap() -> None:
+    masks = np.ones((2, 30, 40), bool)
+    masks[0, :10] = False
+    pixels = np.asarray(draw_masks(Image.new("RGB", (40, 30), "white"), masks, [0, 1], 2))
+    assert pixels[20, 20].max() > 100
+    assert (pixels[20, 20] != pixels[5, 20]).any()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (630, 0), (0, 470), (630, 470), (300, 200)])
+@pytest.mark.parametrize("text", ["lymphocyte 0.99", "größe λ", "низ"])
+def test_names_are_written_whole_within_the_picture(corner: tuple[int, int], text: str) -> None:
+    paper = Image.new("RGB", (640, 480), "white")
+
+    def written(text: str) -> np.ndarray:
+        box = LabelledBox(*corner, 10, 10, 1, text)
+        return np.asarray(draw_boxes(paper, [box], 3)) != 255
+
+    rows, columns = (written(text) & ~written("")).any(-1).nonzero()
+    assert 8 <= rows.max() - rows.min() + 1 <= 24
+    assert columns.max() - columns.min() >= 6 * len(text)
+
+
+def test_letters_of_other_alphabets_differ() -> None:
+    paper = Image.new("RGB", (640, 480), "white")
+    drawn = [draw_boxes(paper, [LabelledBox(9, 99, 9, 9, 0, text)], 1) for text in ("ж", "я")]
+    assert drawn[0].tobytes() != drawn[1].tobytes()
+
+
+def test_boxes_of_no_detection_leave_the_picture() -> None:
+    paper = Image.new("RGB", (640, 480), "white")
+    assert draw_boxes(paper, [], 3).tobytes() == paper.tobytes()
 
 
 def test_the_users_pictures_are_not_enlarged_when_large(

@@ -1,5 +1,6 @@
 """Names of data sets: adding, finding, overriding, removing, and the errors on the way."""
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,27 +101,92 @@ def test_other_splits_stand_beside_a_pair(home: Path, write_coco: Writer) -> Non
     assert {"toy_train", "toy_val", "toy_test"} <= set(_names())
 
 
-def test_peoples_comments_survive_add_and_remove(home: Path, write_coco: Writer) -> None:
-    path, images = write_coco()
-    registry.add_dataset("first", path, images)
-    file = home / "datasets.yaml"
-    file.write_text(file.read_text() + "# mine\n'quoted':\n  json: a.json  # why\n  images: b\n")
-    registry.add_dataset("last", path, images)
-    registry.remove_dataset("first")
-    text = file.read_text()
-    assert "# mine" in text
-    assert "# why" in text
-    assert set(yaml.safe_load(text)) == {"quoted", "last"}
-    registry.remove_dataset("quoted")
-    assert set(yaml.safe_load(file.read_text())) == {"last"}
+WRITTEN_BY_HAND = """\
+# Our data sets.
+
+# The microscope's.
+first:  # since May
+  json: /data/first.json   # two spaces more
+  images: "/data/a folder"
+
+# Borrowed; ask before use.
+'quoted':
+  json: a.json  # why
+  images: b
+  # not the thumbnails
+
+flow: {json: x.json, images: y}  # short
+# The last one.
+last:
+  images: y
+  json: x.json
+# The end.
+"""
 
 
-def test_removing_works_on_any_yaml_layout(home: Path, write_coco: Writer) -> None:
+@pytest.fixture
+def by_hand(home: Path) -> Path:
     home.mkdir()
     file = home / "datasets.yaml"
-    file.write_text("{a: {json: a.json, images: d}, b: {json: b.json, images: d}}\n")
+    file.write_text(WRITTEN_BY_HAND)
+    return file
+
+
+def test_adding_changes_nothing_that_people_wrote(by_hand: Path, write_coco: Writer) -> None:
+    path, images = write_coco()
+    registry.add_dataset("toy", path, images)
+    assert by_hand.read_text() == WRITTEN_BY_HAND + f"toy:\n  json: {path}\n  images: {images}\n"
+    registry.remove_dataset("toy")
+    assert by_hand.read_text() == WRITTEN_BY_HAND
+
+
+def test_peoples_indents_stay(by_hand: Path, write_coco: Writer) -> None:
+    wide = WRITTEN_BY_HAND.replace("\n  ", "\n    ")
+    by_hand.write_text(wide)
+    path, images = write_coco()
+    registry.add_dataset("toy", path, images)
+    assert by_hand.read_text() == wide + f"toy:\n    json: {path}\n    images: {images}\n"
+
+
+@pytest.mark.parametrize("name", ["first", "quoted", "flow", "last"])
+def test_removing_leaves_all_comments_around(by_hand: Path, name: str) -> None:
+    registry.remove_dataset(name)
+    text = by_hand.read_text()
+    assert set(yaml.safe_load(text)) == {"first", "quoted", "flow", "last"} - {name}
+    own = {"first": {3, 4, 5}, "quoted": {8, 9, 10}, "flow": {13}, "last": {15, 16, 17}}[name]
+    kept = [line for n, line in enumerate(WRITTEN_BY_HAND.splitlines()) if n not in own]
+    assert text.splitlines() == kept
+
+
+def test_removing_and_adding_in_turn_keeps_comments(by_hand: Path, write_coco: Writer) -> None:
+    path, images = write_coco()
+    for name in ("first", "quoted", "flow", "last"):
+        registry.remove_dataset(name)
+    registry.add_dataset("toy", path, images, val_fraction=0.5)
+    text = by_hand.read_text()
+    assert set(yaml.safe_load(text)) == {"toy_train", "toy_val"}
+    for comment in ("Our data sets", "The microscope's", "Borrowed", "The last one", "The end"):
+        assert text.count(comment) == 1
+    assert "{" not in text
+
+
+def test_a_file_of_comments_alone_keeps_them(home: Path, write_coco: Writer) -> None:
+    home.mkdir()
+    (home / "datasets.yaml").write_text("# nothing yet\n")
+    registry.add_dataset("toy", *write_coco())
+    text = (home / "datasets.yaml").read_text()
+    assert text.startswith("# nothing yet\n")
+    assert set(yaml.safe_load(text)) == {"toy"}
+
+
+def test_adding_and_removing_work_on_any_yaml_layout(home: Path, write_coco: Writer) -> None:
+    home.mkdir()
+    file = home / "datasets.yaml"
+    file.write_text("{a: {json: a.json, images: d}, 7: {json: b.json, images: d}}\n")
+    registry.add_dataset("toy", *write_coco())
     registry.remove_dataset("a")
-    assert set(yaml.safe_load(file.read_text())) == {"b"}
+    registry.remove_dataset("7")
+    assert set(yaml.safe_load(file.read_text())) == {"toy"}
 
 
 def test_removing_a_pair_leaves_its_files(home: Path, write_coco: Writer) -> None:
@@ -255,6 +321,7 @@ def test_options_must_agree(home: Path, write_coco: Writer) -> None:
     [
         ("a: [", "not valid YAML"),
         ("- a\n", "must hold entries"),
+        ("a: {json: x, images: y}\na: {json: z, images: y}\n", "duplicate key"),
         ("a: text\n", "needs the keys"),
         ("a: {json: x}\n", "needs the keys"),
         ("a: {json: x, images: y, jsn: z}\n", "does not know the key 'jsn'"),
@@ -272,10 +339,32 @@ def test_a_malformed_registry_says_where(home: Path, text: str, complaint: str) 
     assert str(home / "datasets.yaml") in str(caught.value)
 
 
-def test_without_bucketrank_home_both_lie_in_the_users_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("BUCKETRANK_HOME")
+@pytest.fixture
+def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's home without $BUCKETRANK_HOME and $XDG_*."""
+    if sys.platform != "linux":
+        pytest.skip("other systems have other folders")
+    for variable in ("BUCKETRANK_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert registry.registry_file() == tmp_path / ".config/bucketrank/datasets.yaml"
-    assert registry.shapes_folder().parent == tmp_path / ".cache/bucketrank"
+    return tmp_path
+
+
+def test_without_bucketrank_home_both_lie_in_the_users_home(user_home: Path) -> None:
+    assert registry.registry_file() == user_home / ".config/bucketrank/datasets.yaml"
+    assert registry.shapes_folder().parent == user_home / ".cache/bucketrank"
+
+
+def test_xdg_folders_are_used_but_older_ones_still_found(
+    user_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(user_home / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(user_home / "cache"))
+    assert registry.registry_file() == user_home / "config/bucketrank/datasets.yaml"
+    assert registry.shapes_folder().parent == user_home / "cache/bucketrank"
+    (user_home / ".config/bucketrank").mkdir(parents=True)
+    (user_home / ".cache/bucketrank").mkdir(parents=True)
+    assert registry.registry_file() == user_home / ".config/bucketrank/datasets.yaml"
+    assert registry.shapes_folder().parent == user_home / ".cache/bucketrank"
+    (user_home / "config/bucketrank").mkdir(parents=True)
+    assert registry.registry_file() == user_home / "config/bucketrank/datasets.yaml"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import multiprocessing
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,19 @@ import numpy as np
 import pytest
 
 from bucketed_ranking.data import shapes
-from bucketed_ranking.data.scenes import CLASSES, Dice, class_weights, draw_scene
+from bucketed_ranking.data.shapes import annotations
+from bucketed_ranking.data.shapes.annotations import trace_polygons
+from bucketed_ranking.data.shapes.classes import CLASS_NAMES, class_weights
+from bucketed_ranking.data.shapes.sampling import UniformSampler
+from bucketed_ranking.data.shapes.scene import draw_scene
 from bucketed_ranking.errors import BucketRankError
 
 TRAIN, VAL = 40, 4
+MEAN_COLORS = {
+    "train/000000.jpg": (111.55, 101.83, 149.14),
+    "train/000039.jpg": (98.54, 98.85, 99.14),
+    "val/000003.jpg": (136.22, 132.44, 165.82),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +44,10 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
+def _folders(root: Path) -> list[str]:
+    return [path.name for path in root.iterdir() if path.is_dir()]
+
+
 def test_every_byte_is_the_same_again(folder: Path, tmp_path: Path) -> None:
     again = shapes.ensure_shapes(tmp_path, TRAIN, VAL)
     assert _digests(again) == _digests(folder)
@@ -47,6 +59,15 @@ def test_annotations_are_those_of_this_version(folder: Path) -> None:
     assert content["info"]["version"] == str(shapes.VERSION)
     boxes = json.dumps([[a["category_id"], a["bbox"], a["area"]] for a in content["annotations"]])
     assert hashlib.sha256(boxes.encode()).hexdigest()[:16] == "557a9d6c2e113cda"
+    file = shapes.annotations_file(folder, "train").read_bytes()
+    assert hashlib.sha256(file).hexdigest()[:16] == "327089471dffd1e1"
+
+
+def test_pictures_are_those_of_this_version(folder: Path) -> None:
+    """Colours pass through floating point, so bytes differ between machines, but no more."""
+    for name, color in MEAN_COLORS.items():
+        pixels = cv2.imread(str(folder / name))
+        assert pixels.mean((0, 1)) == pytest.approx(color, abs=0.2)
 
 
 def test_a_picture_does_not_depend_on_how_many_there_are(folder: Path, tmp_path: Path) -> None:
@@ -62,7 +83,7 @@ def test_splits_differ(folder: Path) -> None:
 def test_json_matches_the_pictures(folder: Path) -> None:
     for split, size in (("train", TRAIN), ("val", VAL)):
         content = _load(folder, split)
-        assert [c["name"] for c in content["categories"]] == list(CLASSES)
+        assert [c["name"] for c in content["categories"]] == list(CLASS_NAMES)
         assert len(content["images"]) == size
         assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
         for image in content["images"]:
@@ -91,13 +112,13 @@ def test_polygons_leave_holes_out() -> None:
     ring = np.zeros((40, 50), bool)
     ring[5:35, 5:45] = True
     ring[15:25, 15:35] = False
-    polygons = mask_util.frPyObjects(shapes.trace_polygons(ring, 0, 0), 40, 50)
+    polygons = mask_util.frPyObjects(trace_polygons(ring, 0, 0), 40, 50)
     assert np.array_equal(mask_util.decode(mask_util.merge(polygons)).astype(bool), ring)
 
 
 def test_masks_do_not_overlap_and_what_is_hidden_is_dropped() -> None:
     for index in range(10):
-        picture, objects = draw_scene(Dice(1, index))
+        picture, objects = draw_scene(UniformSampler(1, index))
         assert picture.dtype == np.uint8
         assert picture.shape[:2] == objects[0].mask.shape
         assert np.sum([o.mask for o in objects], axis=0).max() == 1
@@ -106,7 +127,7 @@ def test_masks_do_not_overlap_and_what_is_hidden_is_dropped() -> None:
 
 def test_classes_have_a_long_tail(folder: Path) -> None:
     weights = class_weights()
-    assert len(CLASSES) >= 8
+    assert len(CLASS_NAMES) >= 8
     assert weights[0] / weights[-1] == pytest.approx(6)
     counts = Counter(a["category_id"] for a in _load(folder)["annotations"])
     assert counts[1] > counts[4] > counts[8]
@@ -120,16 +141,16 @@ def test_objects_are_large_enough_to_be_learnt(folder: Path) -> None:
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def interrupted(dice: Dice) -> Any:
+    def interrupted(dice: UniformSampler) -> Any:
         calls.append(dice)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return draw_scene(dice)
 
-    monkeypatch.setattr(shapes, "draw_scene", interrupted)
+    monkeypatch.setattr(annotations, "draw_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shapes.ensure_shapes(tmp_path, 4, 1)
-    assert list(tmp_path.iterdir()) == []
+    assert _folders(tmp_path) == []
 
 
 def test_a_damaged_folder_is_made_anew(tmp_path: Path) -> None:
@@ -137,7 +158,7 @@ def test_a_damaged_folder_is_made_anew(tmp_path: Path) -> None:
     before = _digests(folder)
     (folder / "train/000001.jpg").unlink()
     assert _digests(shapes.ensure_shapes(tmp_path, 2, 1)) == before
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert _folders(tmp_path) == [folder.name]
 
 
 def test_several_processes_at_once_make_one_whole_folder(tmp_path: Path, folder: Path) -> None:
@@ -150,7 +171,7 @@ def test_several_processes_at_once_make_one_whole_folder(tmp_path: Path, folder:
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == [f"shapes-v{shapes.VERSION}-6-1"]
+    assert _folders(tmp_path) == [f"shapes-v{shapes.VERSION}-6-1"]
     assert len(list(tmp_path.rglob("*.jpg"))) == 7
 
 
@@ -170,10 +191,10 @@ def test_the_default_place_is_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
     assert shapes.shapes_folder() == tmp_path / f"shapes-v{shapes.VERSION}"
 
 
-def test_what_a_killed_run_left_is_swept_up(tmp_path: Path) -> None:
-    left, recent = (tmp_path / f".shapes-v{shapes.VERSION}-1-1.{name}" for name in ("old", "new"))
-    left.mkdir()
-    recent.mkdir()
-    os.utime(left, (1, 1))
+def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
+    left = tmp_path / f".shapes-v{shapes.VERSION}-1-1.unfinished/train/000007.jpg"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"")
     folder = shapes.ensure_shapes(tmp_path, 1, 1)
-    assert set(tmp_path.iterdir()) == {folder, recent}
+    assert _folders(tmp_path) == [folder.name]
+    assert [path.name for path in (folder / "train").iterdir()] == ["000000.jpg"]

@@ -14,7 +14,8 @@ from torch import nn
 from bucketed_ranking.data import shapes
 from bucketed_ranking.data.catalog import register
 from bucketed_ranking.data.registry import add_dataset, find_dataset
-from bucketed_ranking.data.scenes import Dice, draw_scene
+from bucketed_ranking.data.shapes.sampling import UniformSampler
+from bucketed_ranking.data.shapes.scene import draw_scene
 from bucketed_ranking.engine.evaluation import best_f1_threshold, evaluate_model, write_results
 from tests.small_detectors import narrow_config
 
@@ -109,7 +110,9 @@ def annotated_mask(annotation, inputs, index):
 
 def painted_mask(annotation, inputs, index):
     """The object's visible pixels as they were painted, before polygons were drawn around."""
-    _, objects = draw_scene(Dice(shapes.SEED, shapes.VERSION, True, inputs["image_id"] - 1))
+    _, objects = draw_scene(
+        UniformSampler(shapes.SEED, shapes.VERSION, True, inputs["image_id"] - 1)
+    )
     return objects[index].mask
 
 

@@ -1,4 +1,4 @@
-"""Data sets: the embedded one, the registry of names, checks and cleaning of COCO-format JSON.
+"""Data sets: their registry, checks and cleaning of COCO-format JSON, drawing, the embedded one.
 
-Only ``catalog`` needs Detectron2; everything else imports without it.
+Only ``catalog`` needs Detectron2, and only ``catalog`` and ``draw`` need torch.
 """

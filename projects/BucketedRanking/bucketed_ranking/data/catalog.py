@@ -2,21 +2,21 @@
 
 import logging
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from bucketed_ranking.data.coco import CleanDataset, clean_dataset, describe_dataset
-from bucketed_ranking.data.files import read_coco
-from bucketed_ranking.data.registry import DatasetEntry, find_dataset, list_datasets
-from bucketed_ranking.errors import BucketRankError
+from ..errors import BucketRankError
+from .coco import DatasetInfo, clean_dataset, describe_dataset
+from .entries import DatasetEntry
+from .files import read_coco
+from .registry import find_dataset, list_datasets
 
 logger = logging.getLogger("bucketed_ranking.data")
 
@@ -32,26 +32,6 @@ _ADDRESSES = {
     "lvis": "https://www.lvisdataset.org (its pictures are COCO's)",
     "cityscapes_instance": "https://www.cityscapes-dataset.com",
 }
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What training and evaluation take from a data set, so that nobody sets it by hand.
-
-    ``class_names`` are in the order of the contiguous class indices. ``has_masks`` is true where
-    every annotation that is not a crowd has a mask. ``skipped`` counts, per reason, what cleaning
-    left out. ``evaluator`` is Detectron2's evaluator type, ``coco``, ``lvis`` or
-    ``cityscapes_instance``.
-    """
-
-    name: str
-    num_classes: int
-    class_names: tuple[str, ...]
-    num_images: int
-    num_annotations: int
-    has_masks: bool
-    skipped: dict[str, int] = field(default_factory=dict)
-    evaluator: str = "coco"
 
 
 def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
@@ -73,16 +53,16 @@ def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
     entry = find_dataset(name) if known else remembered
     if entry.origin == "detectron2":
         return _describe_builtin(entry)
-    clean = describe_dataset(entry) if entry.origin == "embedded" else clean_dataset(entry)
-    if _register(clean) and clean.skipped:
-        counts = ", ".join(f"{count} {reason}" for reason, count in clean.skipped.items())
+    info = describe_dataset(entry) if entry.origin == "embedded" else clean_dataset(entry)
+    if _add_to_catalogs(info) and info.skipped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in info.skipped.items())
         logger.warning(
             "Data set '%s': skipped %s (`bucketrank dataset check %s` shows which)",
             name,
             counts,
             name,
         )
-    return _info(clean, evaluator="coco")
+    return info
 
 
 def require_same_classes(train: DatasetInfo, val: DatasetInfo) -> None:
@@ -93,10 +73,14 @@ def require_same_classes(train: DatasetInfo, val: DatasetInfo) -> None:
     """
     if train.class_names == val.class_names:
         return
+    difference = f"{train.num_classes} against {val.num_classes} classes"
+    if train.num_classes == val.num_classes:
+        pairs = zip(train.class_names, val.class_names, strict=True)
+        index, (ours, theirs) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+        difference = f"class {index} is '{ours}' in the first and '{theirs}' in the second"
     raise BucketRankError(
-        f"Data sets '{train.name}' and '{val.name}' differ in their classes: "
-        f"{_first_difference(train, val)}. Give both JSON files the same categories, with names in "
-        "the same order of ids."
+        f"Data sets '{train.name}' and '{val.name}' differ in their classes: {difference}. Give "
+        "both JSON files the same categories, with names in the same order of ids."
     )
 
 
@@ -116,8 +100,7 @@ def require_masks(info: DatasetInfo) -> None:
     """
     if info.has_masks:
         return
-    content = read_coco(Path(MetadataCatalog.get(info.name).json_file))
-    objects = [a for a in content["annotations"] if not a.get("iscrowd")]
+    objects = [a for a in read_coco(info.json)["annotations"] if not a.get("iscrowd")]
     missing = sum(map(lacks_mask, objects))
     if 2 * missing > len(objects) or not objects:
         raise BucketRankError(
@@ -134,43 +117,20 @@ def require_masks(info: DatasetInfo) -> None:
     )
 
 
-def _first_difference(train: DatasetInfo, val: DatasetInfo) -> str:
-    if train.num_classes != val.num_classes:
-        return f"{train.num_classes} against {val.num_classes} classes"
-    pairs = enumerate(zip(train.class_names, val.class_names, strict=True))
-    index, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-    return f"class {index} is '{ours}' in the first and '{theirs}' in the second"
-
-
-def _info(clean: CleanDataset, evaluator: str) -> DatasetInfo:
-    return DatasetInfo(
-        name=clean.name,
-        num_classes=len(clean.class_names),
-        class_names=clean.class_names,
-        num_images=clean.num_images,
-        num_annotations=clean.num_annotations,
-        has_masks=clean.has_masks,
-        skipped=dict(clean.skipped),
-        evaluator=evaluator,
-    )
-
-
-def _register(clean: CleanDataset) -> bool:
+def _add_to_catalogs(info: DatasetInfo) -> bool:
     """Returns whether it was new, or registered with another JSON before."""
-    if clean.name in DatasetCatalog:
-        metadata = MetadataCatalog.get(clean.name)
-        if metadata.get("json_file") == str(clean.json):
+    if info.name in DatasetCatalog:
+        if MetadataCatalog.get(info.name).get("json_file") == str(info.json):
             return False
-        DatasetCatalog.remove(clean.name)
-        MetadataCatalog.remove(clean.name)
+        DatasetCatalog.remove(info.name)
+        MetadataCatalog.remove(info.name)
     # Given here, not only found when the JSON is loaded, so that prediction has them too.
+    indices = {category: index for index, category in enumerate(info.category_ids)}
     metadata = {
-        "thing_classes": list(clean.class_names),
-        "thing_dataset_id_to_contiguous_id": {
-            category: index for index, category in enumerate(clean.category_ids)
-        },
+        "thing_classes": list(info.class_names),
+        "thing_dataset_id_to_contiguous_id": indices,
     }
-    register_coco_instances(clean.name, metadata, str(clean.json), str(clean.images))
+    register_coco_instances(info.name, metadata, str(info.json), str(info.images))
     return True
 
 
@@ -198,12 +158,9 @@ def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
     _require_tools(entry.name, kind)
     if kind == "cityscapes_instance":
         return _describe_cityscapes(entry)
-    info = _info(describe_dataset(entry), kind)
-    if kind == "coco":
-        return info
+    info = replace(describe_dataset(entry), evaluator=kind)
     # Detectron2 names LVIS' classes by their first synonym, whatever the JSON calls them.
-    classes = tuple(metadata.thing_classes)
-    return replace(info, class_names=classes, num_classes=len(classes))
+    return replace(info, class_names=tuple(metadata.thing_classes)) if kind == "lvis" else info
 
 
 def _require_tools(name: str, kind: str) -> None:
@@ -217,10 +174,10 @@ def _require_tools(name: str, kind: str) -> None:
 
 @lru_cache
 def _describe_cityscapes(entry: DatasetEntry) -> DatasetInfo:
-    """Reads it once and for all.
+    """Reads it once; Detectron2 itself reads it again for each evaluation.
 
-    Detectron2 reads it anew for each evaluation, by processes that it ends with SIGTERM; within a
-    training, which catches that signal, they would not end.
+    It does so in processes that it ends with SIGTERM; within a training, which catches that
+    signal, they would not end.
     """
     if next(entry.json.glob("*/*_gtFine_polygons.json"), None) is None:
         raise BucketRankError(
@@ -231,11 +188,12 @@ def _describe_cityscapes(entry: DatasetEntry) -> DatasetInfo:
     records = DatasetCatalog.get(entry.name)
     DatasetCatalog.remove(entry.name)
     DatasetCatalog.register(entry.name, lambda: list(records))
-    classes = tuple(MetadataCatalog.get(entry.name).thing_classes)
     return DatasetInfo(
         name=entry.name,
-        num_classes=len(classes),
-        class_names=classes,
+        json=entry.json,
+        images=entry.images,
+        category_ids=tuple(category_ids(entry.name)),
+        class_names=tuple(MetadataCatalog.get(entry.name).thing_classes),
         num_images=len(records),
         num_annotations=sum(len(record["annotations"]) for record in records),
         has_masks=True,
@@ -244,7 +202,7 @@ def _describe_cityscapes(entry: DatasetEntry) -> DatasetInfo:
 
 
 def _make_cityscapes_importable() -> None:
-    """Detectron2 looks for cityscapesscripts where Meta keeps it; lead it to the public package."""
+    """Makes the public package importable under the name of Meta's own, which Detectron2 uses."""
     inner = "deeplearning.projects.cityscapesApi"
     package = import_module("cityscapesscripts")
     root = SimpleNamespace(

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bucketed_ranking.data.files import cache_folder, read_coco, write_atomically
-from bucketed_ranking.data.images import ImageFacts, examine_images
-from bucketed_ranking.data.registry import DatasetEntry
-from bucketed_ranking.data.sieve import KINDS, Finding, Sieve, file_name
-from bucketed_ranking.errors import BucketRankError
+from ..errors import BucketRankError
+from .cleaning import KINDS, DatasetCleaner, Finding
+from .entries import DatasetEntry
+from .fields import file_name
+from .files import cache_folder, read_coco, write_atomically
+from .images import examine_images
 
-VERSION = 1
+VERSION = 2
 DECODE_UP_TO = 5000
 
 
@@ -46,27 +47,24 @@ class CheckReport:
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        rows = [
-            {**asdict(finding), "severity": finding.severity, "remedy": finding.remedy}
-            for finding in self.findings
-        ]
-        return {
-            "name": self.name,
-            "json": str(self.json),
-            "ok": self.ok,
-            "num_images": self.num_images,
-            "num_annotations": self.num_annotations,
-            "findings": rows,
-        }
+        return {**asdict(self), "json": str(self.json), "ok": self.ok}
 
 
 @dataclass(frozen=True)
-class CleanDataset:
-    """A JSON that Detectron2 and pycocotools take without complaint, and what it holds.
+class DatasetInfo:
+    """What training, evaluation and ``show`` take from a data set.
 
-    ``category_ids`` are the JSON's own, ascending, ``class_names`` in the same order. ``skipped``
-    counts per reason (the keys of ``KINDS``, and ``annotation of a skipped image``) what was left
-    out. ``has_masks``: every annotation that is not a crowd has a mask.
+    Attributes:
+        name: its name.
+        json, images: the files that are used. Detectron2 and pycocotools take the JSON without
+            complaint, except that of Cityscapes, which is a folder.
+        category_ids: the JSON's own, ascending.
+        class_names: in the order of ids, which is that of the contiguous class indices.
+        num_images, num_annotations: how many the JSON holds.
+        has_masks: whether every annotation that is not a crowd has a mask.
+        skipped: how many records cleaning left out, per reason (the keys of ``KINDS``, and
+            ``annotation of a skipped image``).
+        evaluator: Detectron2's evaluator type, ``coco``, ``lvis`` or ``cityscapes_instance``.
     """
 
     name: str
@@ -78,27 +76,30 @@ class CleanDataset:
     num_annotations: int
     has_masks: bool
     skipped: dict[str, int] = field(default_factory=dict)
+    evaluator: str = "coco"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in plain types, for JSON."""
+        paths = {"json": str(self.json), "images": str(self.images)}
+        return {**asdict(self), **paths, "num_classes": self.num_classes}
 
 
 def check_dataset(entry: DatasetEntry) -> CheckReport:
     """Looks for everything that would stop or spoil training; never raises for what it finds."""
     try:
-        content, facts = _open(entry)
+        _, record = _cleaned(entry)
     except BucketRankError as error:
-        return CheckReport(
-            entry.name, entry.json, 0, 0, [Finding("unreadable JSON", 1, [str(error)])]
-        )
-    sieve = Sieve(entry, content, facts)
-    return CheckReport(
-        entry.name,
-        entry.json,
-        len(content["images"]),
-        len(content["annotations"]),
-        [sieve.findings[kind] for kind in KINDS if kind in sieve.findings],
-    )
+        unreadable = Finding("unreadable JSON", 1, [str(error)])
+        return CheckReport(entry.name, entry.json, 0, 0, [unreadable])
+    findings = [Finding(*values) for values in record["findings"]]
+    return CheckReport(entry.name, entry.json, *record["sizes"], findings)
 
 
-def clean_dataset(entry: DatasetEntry) -> CleanDataset:
+def clean_dataset(entry: DatasetEntry) -> DatasetInfo:
     """Writes a clean copy of the JSON into the cache folder, unless it is there already.
 
     The copy is found again as long as the JSON, the pictures and this module's version stay the
@@ -108,43 +109,58 @@ def clean_dataset(entry: DatasetEntry) -> CleanDataset:
     Raises:
         BucketRankError: if the JSON cannot be read or nothing usable is left.
     """
-    content, facts = _open(entry)
-    key = _key(entry, facts)
-    path = cache_folder() / "clean" / f"{entry.name}-{key}.json"
-    record = path.with_suffix(".summary.json")
-    if path.is_file() and record.is_file():
-        return _restore(entry, path, json.loads(record.read_text(encoding="utf-8")))
-    sieve = Sieve(entry, content, facts)
-    if "nothing usable" in sieve.findings:
-        raise BucketRankError(sieve.complaint())
-    write_atomically(path, json.dumps(sieve.clean, separators=(",", ":")))
-    summary = _summary(sieve.clean) | {"skipped": dict(sieve.skipped)}
-    write_atomically(record, json.dumps(summary))
-    return _restore(entry, path, summary)
+    path, record = _cleaned(entry)
+    if record["complaint"] is not None:
+        raise BucketRankError(record["complaint"])
+    return _info(entry, path, record["info"])
 
 
-def describe_dataset(entry: DatasetEntry) -> CleanDataset:
+def describe_dataset(entry: DatasetEntry) -> DatasetInfo:
     """What the JSON holds, taken as it is: for data sets that need no cleaning.
 
     Raises:
         BucketRankError: if the JSON cannot be read.
     """
-    stamp = _stamp(entry.json)
-    record = cache_folder() / "clean" / f"{entry.name}-{_hash(str(entry.json), stamp)}.summary.json"
-    if record.is_file():
-        return _restore(entry, entry.json, json.loads(record.read_text(encoding="utf-8")))
-    summary = _summary(read_coco(entry.json)) | {"skipped": {}}
-    write_atomically(record, json.dumps(summary))
-    return _restore(entry, entry.json, summary)
+    file = _cache_file(entry, [str(entry.json), _stamp(entry.json)], ".summary.json")
+    if not file.is_file():
+        write_atomically(file, json.dumps(_describe(read_coco(entry.json), {})))
+    return _info(entry, entry.json, json.loads(file.read_text(encoding="utf-8")))
 
 
-def _open(entry: DatasetEntry) -> tuple[dict[str, Any], dict[str, ImageFacts]]:
-    """The JSON's content, cut down to the entry's part, and what is known of its pictures."""
+def _cleaned(entry: DatasetEntry) -> tuple[Path, dict[str, Any]]:
+    """The path of the clean copy, and what cleaning found, both made unless they are there.
+
+    Data sets that come with this package or Detectron2 are used as they are: they get no copy.
+    """
     content = read_coco(entry.json)
     if entry.part is not None:
         content = _part(content, entry.part, entry.val_fraction or 0.0)
-    names = dict.fromkeys(filter(None, map(file_name, content["images"])))
-    return content, examine_images(entry.images, names, decode=len(names) <= DECODE_UP_TO)
+    names = list(dict.fromkeys(filter(None, map(file_name, content["images"]))))
+    decode = len(names) <= DECODE_UP_TO
+    pictures = [(name, _stamp(entry.images / name)) for name in names]
+    source = [str(entry.json), _stamp(entry.json), str(entry.images), pictures]
+    path = _cache_file(entry, [VERSION, entry.part, entry.val_fraction, decode, *source], ".json")
+    file = path.with_suffix(".findings.json")
+    if file.is_file():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if path.is_file() or not record["copied"]:
+            return path, record
+    cleaner = DatasetCleaner(entry, content, examine_images(entry.images, names, decode))
+    found = cleaner.findings
+    usable = "nothing usable" not in found
+    record = {
+        "sizes": [len(content["images"]), len(content["annotations"])],
+        "findings": [
+            (found[k].kind, found[k].count, found[k].examples) for k in KINDS if k in found
+        ],
+        "complaint": None if usable else cleaner.complaint(),
+        "copied": usable and entry.origin in ("user", "project"),
+        "info": _describe(cleaner.clean, cleaner.skipped),
+    }
+    if record["copied"]:
+        write_atomically(path, json.dumps(cleaner.clean, separators=(",", ":")))
+    write_atomically(file, json.dumps(record))
+    return path, record
 
 
 def _part(content: dict[str, Any], part: str, val_fraction: float) -> dict[str, Any]:
@@ -153,23 +169,22 @@ def _part(content: dict[str, Any], part: str, val_fraction: float) -> dict[str, 
     ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = min(max(1, round(len(ordered) * val_fraction)), max(0, len(ordered) - 1))
     val_names = set(ordered[:held_out])
-    val_ids = {str(image.get("id")) for image in content["images"] if file_name(image) in val_names}
+    val_ids = {str(i.get("id")) for i in content["images"] if file_name(i) in val_names}
 
     def belongs(in_val: bool) -> bool:
         return in_val == (part == "val")
 
-    return {
-        **content,
+    def image_id(annotation: Any) -> str:
+        return str(annotation.get("image_id")) if isinstance(annotation, dict) else ""
+
+    return content | {
         "images": [i for i in content["images"] if belongs(file_name(i) in val_names)],
-        "annotations": [
-            a
-            for a in content["annotations"]
-            if belongs(isinstance(a, dict) and str(a.get("image_id")) in val_ids)
-        ],
+        "annotations": [a for a in content["annotations"] if belongs(image_id(a) in val_ids)],
     }
 
 
-def _summary(content: dict[str, Any]) -> dict[str, Any]:
+def _describe(content: dict[str, Any], skipped: dict[str, int]) -> dict[str, Any]:
+    """The fields of a DatasetInfo that a JSON's content gives."""
     categories = sorted(content["categories"], key=lambda category: category["id"])
     own = [a for a in content["annotations"] if not a.get("iscrowd")]
     return {
@@ -178,29 +193,25 @@ def _summary(content: dict[str, Any]) -> dict[str, Any]:
         "num_images": len(content["images"]),
         "num_annotations": len(content["annotations"]),
         "has_masks": bool(own) and all(a.get("segmentation") for a in own),
+        "skipped": skipped,
     }
 
 
-def _restore(entry: DatasetEntry, path: Path, summary: dict[str, Any]) -> CleanDataset:
-    lists = {key: tuple(summary[key]) for key in ("category_ids", "class_names")}
-    return CleanDataset(name=entry.name, json=path, images=entry.images, **(summary | lists))
+def _info(entry: DatasetEntry, path: Path, fields: dict[str, Any]) -> DatasetInfo:
+    lists = {key: tuple(fields[key]) for key in ("category_ids", "class_names")}
+    return DatasetInfo(entry.name, path, entry.images, **(fields | lists))
 
 
-def _key(entry: DatasetEntry, facts: dict[str, ImageFacts]) -> str:
-    """Changes whenever the clean JSON would: with the JSON, a picture, the part or this module."""
-    pictures = sorted((name, f.size, f.modified, f.decoded) for name, f in facts.items())
-    part = f"{entry.part} {entry.val_fraction}"
-    source = f"{entry.json} {entry.images}"
-    return _hash(str(VERSION), source, part, _stamp(entry.json), json.dumps(pictures))
+def _cache_file(entry: DatasetEntry, state: list[Any], suffix: str) -> Path:
+    """A file in the cache folder whose name changes with the state."""
+    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
+    return cache_folder() / "clean" / f"{entry.name}-{digest}{suffix}"
 
 
-def _stamp(path: Path) -> str:
+def _stamp(path: Path) -> list[int] | None:
+    """Tells whether a file has changed: its size in bytes and its time in ns; None if missing."""
     try:
         status = path.stat()
-    except OSError as error:
-        raise BucketRankError(f"There is no JSON at {path}.") from error
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]

@@ -1,19 +1,24 @@
-"""Pictures with boxes and texts drawn in."""
+"""Pictures with boxes, masks and class names drawn in."""
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+import torch
+from PIL import Image, ImageColor, ImageFont, ImageOps
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from bucketed_ranking.data.registry import DatasetEntry
-from bucketed_ranking.data.sieve import file_name
-from bucketed_ranking.data.summary import load_clean
-from bucketed_ranking.errors import BucketRankError
+from ..errors import BucketRankError
+from .entries import DatasetEntry
+from .fields import file_name
+from .summary import load_clean
 
-_FONT_SIZE = 15
+_FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+_FONT_SIZE = 14
+_MASK_OPACITY = 0.43
 
 
 class LabelledBox(NamedTuple):
@@ -39,27 +44,25 @@ def draw_pictures(entry: DatasetEntry, count: int, folder: Path) -> list[Path]:
     Raises:
         BucketRankError: if the data set is not usable or the folder cannot be written.
     """
-    content, clean = load_clean(entry)
-    indices = {category: index for index, category in enumerate(clean.category_ids)}
+    content, info = load_clean(entry)
+    indices = {category: index for index, category in enumerate(info.category_ids)}
     per_image: dict[Any, list[LabelledBox]] = {}
     for annotation in content["annotations"]:
         index = indices[annotation["category_id"]]
         crowd = " (crowd)" if annotation.get("iscrowd") else ""
-        box = LabelledBox(*annotation["bbox"], index, clean.class_names[index] + crowd)
+        box = LabelledBox(*annotation["bbox"], index, info.class_names[index] + crowd)
         per_image.setdefault(annotation["image_id"], []).append(box)
     images = [image for image in content["images"] if image["id"] in per_image]
     count = min(count, len(images))
-    chosen = [images[index * len(images) // count] for index in range(count)]
+    files = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = []
-        for image in chosen:
+        for image in (images[index * len(images) // count] for index in range(count)):
             source = file_name(image) or ""
-            path = folder / f"{entry.name}-{Path(source).stem}.png"
             with Image.open(entry.images / source) as opened:
                 picture = ImageOps.exif_transpose(opened)
-            draw_boxes(picture, per_image[image["id"]], len(indices)).save(path)
-            files.append(path)
+            files.append(folder / f"{entry.name}-{Path(source).stem}.png")
+            draw_boxes(picture, per_image[image["id"]], info.num_classes).save(files[-1])
     except OSError as error:
         raise BucketRankError(f"The pictures cannot be written to {folder}: {error}.") from error
     return files
@@ -71,47 +74,46 @@ def draw_boxes(
     """A copy of the picture, enlarged to ``short_side`` pixels if it is smaller, with the boxes."""
     scale = max(1.0, short_side / min(picture.size))
     drawn = picture.convert("RGB").resize(tuple(round(side * scale) for side in picture.size))
-    pen = ImageDraw.Draw(drawn)
-    # Texts last, so that no box crosses one; large boxes first, so that small ones stay visible.
-    ordered = sorted(boxes, key=lambda box: -box.width * box.height)
-    for box in ordered:
-        corners = (box.x, box.y, box.x + box.width, box.y + box.height)
-        color = _color(box.class_index, num_classes)
-        pen.rectangle([scale * corner for corner in corners], outline=color, width=2)
-    for box in ordered:
-        _label(pen, box, scale, drawn.size, _color(box.class_index, num_classes))
-    return drawn
+    if not boxes:
+        return drawn
+    # Large boxes first, so that small ones stay visible.
+    boxes = sorted(boxes, key=lambda box: -box.width * box.height)
+    corners = torch.tensor([[b.x, b.y, b.x + b.width, b.y + b.height] for b in boxes])
+    corners = (scale * corners).round()
+    colors = [_color(box.class_index, num_classes) for box in boxes]
+    image = draw_bounding_boxes(pil_to_tensor(drawn), corners, colors=colors, width=2)
+    # Texts in a second pass, so that no box crosses one: above the box, within the picture.
+    font = ImageFont.truetype(_FONT, _FONT_SIZE)
+    texts = [box.text for box in boxes]
+    ends = torch.tensor([font.getbbox(text)[2:] for text in texts])
+    places = corners[:, :2] - torch.stack([torch.zeros(len(boxes)), ends[:, 1] + 2.0], 1)
+    places = places.minimum(torch.tensor(drawn.size) - ends - 3).clamp(min=0)
+    image = draw_bounding_boxes(
+        image,
+        places.repeat(1, 2),
+        texts,
+        colors=colors,
+        width=0,
+        font=_FONT,
+        font_size=_FONT_SIZE,
+        label_colors=["white" if ImageColor.getcolor(c, "L") < 140 else "black" for c in colors],
+        fill_labels=True,
+    )
+    return to_pil_image(image)
 
 
 def draw_masks(
     picture: Image.Image, masks: np.ndarray, classes: Sequence[int], num_classes: int
 ) -> Image.Image:
     """A copy of the picture with the masks, bool [N, H, W], half transparent in class colours."""
-    drawn = picture.convert("RGB")
-    for mask, index in zip(masks, classes, strict=True):
-        drawn.paste(_color(index, num_classes), mask=Image.fromarray(mask.astype(np.uint8) * 110))
-    return drawn
+    image = pil_to_tensor(picture.convert("RGB"))
+    # One by one: torchvision paints pixels black where masks of one call overlap.
+    for mask, index in zip(torch.from_numpy(masks), classes, strict=True):
+        color = _color(index, num_classes)
+        image = draw_segmentation_masks(image, mask, alpha=_MASK_OPACITY, colors=color)
+    return to_pil_image(image)
 
 
-def _label(
-    pen: ImageDraw.ImageDraw,
-    box: LabelledBox,
-    scale: float,
-    size: tuple[int, int],
-    color: tuple[int, int, int],
-) -> None:
-    """Writes a text on a patch of its colour above the box, or inside where there is no room."""
-    font = ImageFont.load_default(_FONT_SIZE)
-    _, _, width, height = pen.textbbox((0, 0), box.text, font=font)
-    x, y = box.x * scale, box.y * scale
-    x = min(max(x, 0), size[0] - width - 4)
-    y = y - height - 2 if y >= height + 2 else y + 2
-    pen.rectangle((x, y, x + width + 4, y + height + 2), fill=color)
-    dark = sum(weight * part for weight, part in zip((0.3, 0.59, 0.11), color, strict=True)) < 140
-    pen.text((x + 2, y), box.text, font=font, fill="white" if dark else "black")
-
-
-def _color(index: int, count: int) -> tuple[int, int, int]:
+def _color(index: int, count: int) -> str:
     """Distinct colours: hues around the circle, every second one darker."""
-    red, green, blue = colorsys.hsv_to_rgb(index / max(1, count), 0.9, 1.0 - 0.3 * (index % 2))
-    return round(255 * red), round(255 * green), round(255 * blue)
+    return f"hsv({360 * index // max(1, count)}, 90%, {100 - 30 * (index % 2)}%)"

@@ -1,4 +1,4 @@
-"""Where this project keeps files in the user's home; reading and writing them safely."""
+"""Folders of this project in the user's home; reading and writing files safely."""
 
 import json
 import os
@@ -6,19 +6,28 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bucketed_ranking.errors import BucketRankError
+from platformdirs import PlatformDirs
+
+from ..errors import BucketRankError
 
 
 def cache_folder() -> Path:
-    """Where generated data goes: ``$BUCKETRANK_HOME``, else ``~/.cache/bucketrank``."""
-    home = os.environ.get("BUCKETRANK_HOME")
-    return Path(home).expanduser().absolute() if home else Path.home() / ".cache" / "bucketrank"
+    """Folder of generated data: ``$BUCKETRANK_HOME``, else ``bucketrank`` in the user's cache."""
+    return _user_folder("cache")
 
 
 def config_folder() -> Path:
-    """Where the registry lies: ``$BUCKETRANK_HOME``, else ``~/.config/bucketrank``."""
-    home = os.environ.get("BUCKETRANK_HOME")
-    return Path(home).expanduser().absolute() if home else Path.home() / ".config" / "bucketrank"
+    """Folder of the registry: ``$BUCKETRANK_HOME``, else ``bucketrank`` in the user's config."""
+    return _user_folder("config")
+
+
+def _user_folder(kind: str) -> Path:
+    """The platform's own place, unless there is only a folder where older versions put it."""
+    if home := os.environ.get("BUCKETRANK_HOME"):
+        return Path(home).expanduser().absolute()
+    standard: Path = getattr(PlatformDirs("bucketrank", appauthor=False), f"user_{kind}_path")
+    older = Path.home() / f".{kind}" / "bucketrank"
+    return older if older.is_dir() and not standard.is_dir() else standard
 
 
 def write_atomically(path: Path, text: str) -> None:

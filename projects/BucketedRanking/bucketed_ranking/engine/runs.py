@@ -8,7 +8,6 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,7 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             "versions": installed_versions("torchvision", "detectron2", "numpy", "pycocotools"),
             "git_commit": git_commit(),
             **_classes(cfg.DATASETS.TRAIN[0]),
-            "datasets": {name: asdict(info) for name, info in datasets.items()},
+            "datasets": {name: info.as_dict() for name, info in datasets.items()},
             "entries": {name: find_dataset(name).as_dict() for name in datasets},
             "iterations": 0,
             "state": "training",
