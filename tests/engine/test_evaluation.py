@@ -15,7 +15,7 @@ from bucketed_ranking.data import shapes
 from bucketed_ranking.data.catalog import register
 from bucketed_ranking.data.registry import add_dataset, find_dataset
 from bucketed_ranking.data.scenes import Dice, draw_scene
-from bucketed_ranking.engine.evaluation import best_f1_threshold, evaluate_model, write_results
+from bucketed_ranking.engine.evaluation import evaluate_model, write_results
 from tests.small_detectors import narrow_config
 
 
@@ -148,22 +148,6 @@ def test_objects_without_a_mask_are_neither_missed_nor_wrong(embedded, tmp_path)
     results = evaluate_model(cfg, MaskOracle(name, painted_mask), name, tmp_path)
     assert results["segm"]["AP"] == pytest.approx(100)
     assert results["bbox"]["AP"] == pytest.approx(100)
-
-
-def test_best_f1_threshold_worked_out_by_hand():
-    recall = np.array([0.5, 1.0])
-    # F1 is 2/3 at 0.9 (precision 1, recall 1/2) and 0.9 (about) at 0.3 (precision 0.82, recall 1).
-    precision, scores = np.array([[1.0], [0.82]]), np.array([[0.9], [0.3]])
-    assert best_f1_threshold(precision, scores, recall) == pytest.approx(0.3)
-    # With precision 0.4 at full recall the higher threshold wins: F1 0.57 against 0.67.
-    precision = np.array([[1.0], [0.4]])
-    assert best_f1_threshold(precision, scores, recall) == pytest.approx(0.9)
-
-
-def test_best_f1_threshold_without_detections_is_unknown():
-    nothing = np.zeros((2, 1))
-    assert math.isnan(best_f1_threshold(nothing, nothing, np.array([0.5, 1.0])))
-    assert math.isnan(best_f1_threshold(nothing - 1, nothing, np.array([0.5, 1.0])))
 
 
 def test_results_are_json_with_null_for_nan(tmp_path):

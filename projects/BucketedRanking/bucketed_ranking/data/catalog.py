@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from faster_coco_eval import COCO
 
 from bucketed_ranking.data.coco import CleanDataset, clean_dataset, describe_dataset
 from bucketed_ranking.data.files import read_coco
@@ -20,13 +21,9 @@ from bucketed_ranking.errors import BucketRankError
 
 logger = logging.getLogger("bucketed_ranking.data")
 
-# What Detectron2 reads and evaluates a data set with, by its evaluator type. Without their own
-# dependencies: lvis asks for an OpenCV that cannot stand beside ours, cityscapesscripts for a
-# package named typing.
-_TOOLS = {
-    "lvis": ("lvis",),
-    "cityscapes_instance": ("cityscapesscripts", "pyquaternion", "shapely"),
-}
+# What Detectron2 reads and evaluates a data set with, by its evaluator type. cityscapesscripts
+# without its own dependencies: it asks for a package named typing.
+_TOOLS = {"cityscapes_instance": ("cityscapesscripts", "pyquaternion", "shapely")}
 _ADDRESSES = {
     "coco": "https://cocodataset.org",
     "lvis": "https://www.lvisdataset.org (its pictures are COCO's)",
@@ -198,6 +195,8 @@ def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
     _require_tools(entry.name, kind)
     if kind == "cityscapes_instance":
         return _describe_cityscapes(entry)
+    if kind == "lvis":
+        _make_lvis_importable()
     info = _info(describe_dataset(entry), kind)
     if kind == "coco":
         return info
@@ -254,3 +253,9 @@ def _make_cityscapes_importable() -> None:
     for module in ("helpers.labels", "evaluation.evalInstanceLevelSemanticLabeling"):
         name = f"cityscapesscripts.{module}"
         sys.modules.setdefault(f"{inner}.{name}", import_module(name))
+
+
+def _make_lvis_importable() -> None:
+    """Detectron2 reads LVIS by a class of the package lvis; faster-coco-eval has an equal one."""
+    if "lvis" not in sys.modules and find_spec("lvis") is None:
+        sys.modules["lvis"] = SimpleNamespace(LVIS=COCO)

@@ -133,7 +133,7 @@ def _one_split(dataset: str) -> str:
 
 
 def default_output(detector: Detector, dataset: str) -> Path:
-    """Where an evaluation goes whose user named no folder."""
+    """Default output folder of an evaluation."""
     parent = detector.run_dir or Path("runs")
     return parent / f"eval-{dataset}-{Path(detector.weights).stem}"
 
@@ -183,7 +183,8 @@ def best_threshold(run_dir: Path | None) -> float:
     results = run_dir / RESULTS if run_dir else None
     if results is None or not results.is_file():
         return DEFAULT_SCORE_THRESHOLD
-    found = read_json(results).get("bbox", {}).get("score_threshold")
+    metrics = read_json(results)
+    found = metrics.get("bbox", metrics.get("segm", {})).get("score_threshold")
     return DEFAULT_SCORE_THRESHOLD if found is None else found
 
 
