@@ -62,6 +62,19 @@ def test_perfect_detections_score_100(val, tmp_path):
     assert (tmp_path / "coco_instances_results.json").is_file()
 
 
+def test_one_class_has_its_ap_too(val, tmp_path):
+    entry = find_dataset(val)
+    content = json.loads(entry.json.read_text())
+    content["categories"] = content["categories"][:1]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = content["categories"][0]["id"]
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    add_dataset("one_class", tmp_path / "one.json", entry.images)
+    name = register("one_class").name
+    results = evaluate_model(narrow_config("retinanet_tiny", "brs"), Oracle(name), name, tmp_path)
+    assert results["bbox"]["per_class"] == {content["categories"][0]["name"]: pytest.approx(100)}
+
+
 def test_the_threshold_leaves_out_the_wrong_boxes(val, tmp_path):
     cfg = narrow_config("retinanet_tiny", "brs")
     results = evaluate_model(cfg, Oracle(val, also_wrong=True), val, tmp_path)["bbox"]
