@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -148,11 +147,11 @@ def test_numbers_are_those_of_pycocotools(evaluate, tmp_path, seed, num_classes)
         assert_per_class(results[task], official.eval["precision"][..., 0, -1])
 
 
+@pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("seed", range(8))
 def test_numbers_are_those_of_lvis(evaluate, tmp_path, seed, monkeypatch):
     lvis = pytest.importorskip("lvis.eval")
     monkeypatch.setattr(np, "float", float, raising=False)  # lvis 0.5.3 is older than NumPy 1.24
-    logging.getLogger("lvis.results").setLevel(logging.ERROR)
     _, results = evaluate("lvis", *lvis_case(seed))
     for task in TASKS:
         truth = lvis.LVIS(str(tmp_path / "truth.json"))

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 # LVIS: AP of the rare, common and frequent classes.
 _FREQUENCIES = ("APr", "APc", "APf")
-# LVIS counts this many detections an image; COCO as many an image and class as Detectron2 says.
-_LVIS_DETECTIONS = 300
+# Detections counted in an image, of all classes together; on COCO 100 of each class.
+_LVIS_LIMIT = 300
 
 
 class DetectionEvaluator(COCOEvaluator):
@@ -48,10 +48,11 @@ class DetectionEvaluator(COCOEvaluator):
             dataset_name, output_dir: see :class:`COCOEvaluator`.
             tasks: "bbox", "segm"; not left to what the detections hold, as there may be none.
         """
-        super().__init__(dataset_name, tasks=tasks, output_dir=output_dir)
+        self._lvis_style = MetadataCatalog.get(dataset_name).evaluator_type == "lvis"
+        limit = _LVIS_LIMIT if self._lvis_style else None
+        super().__init__(dataset_name, tasks=tasks, output_dir=output_dir, max_dets_per_image=limit)
         self._coco_api = COCO(self._coco_api.dataset)
         self._category_ids = category_ids(dataset_name)
-        self._lvis_style = self._metadata.evaluator_type == "lvis"
         if "segm" in tasks:
             for annotation in filter(lacks_mask, self._coco_api.anns.values()):
                 x, y, width, height = annotation["bbox"]
@@ -63,9 +64,10 @@ class DetectionEvaluator(COCOEvaluator):
         for prediction in predictions:
             found = prediction["instances"]
             if self._lvis_style:
-                found = sorted(found, key=lambda one: -one["score"])[:_LVIS_DETECTIONS]
-            ids = self._category_ids
-            results += [{**one, "category_id": ids[one["category_id"]]} for one in found]
+                found = sorted(found, key=lambda result: -result["score"])[:_LVIS_LIMIT]
+            for result in found:
+                category = self._category_ids[result["category_id"]]
+                results.append({**result, "category_id": category})
         path = Path(self._output_dir) / f"{self._metadata.evaluator_type}_instances_results.json"
         path.write_text(json.dumps(results))
         for task in self._tasks:
@@ -74,9 +76,9 @@ class DetectionEvaluator(COCOEvaluator):
             )
 
     def _evaluate_task(self, results: list[dict[str, Any]], task: str) -> COCOeval_faster:
-        # With a box, the area of a mask would be taken for that of the box.
+        # Small, medium and large masks are told by the area of their boxes, if they have any.
         left_out = "bbox" if task == "segm" else None
-        detections = [{k: v for k, v in one.items() if k != left_out} for one in results]
+        detections = [{k: v for k, v in result.items() if k != left_out} for result in results]
         lines: list[str] = []
         evaluation = COCOeval_faster(
             self._coco_api,
@@ -85,9 +87,7 @@ class DetectionEvaluator(COCOEvaluator):
             print_function=lines.append,
             lvis_style=self._lvis_style,
         )
-        evaluation.params.maxDets = (
-            [_LVIS_DETECTIONS] if self._lvis_style else self._max_dets_per_image
-        )
+        evaluation.params.maxDets = self._max_dets_per_image
         evaluation.run()
         logger.info("Evaluation of %s:\n%s", task, "\n".join(lines))
         return evaluation
