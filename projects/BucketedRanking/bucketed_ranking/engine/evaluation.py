@@ -49,8 +49,13 @@ class DetectionEvaluator(COCOEvaluator):
             tasks: "bbox", "segm"; not left to what the detections hold, as there may be none.
         """
         self._lvis_style = MetadataCatalog.get(dataset_name).evaluator_type == "lvis"
-        limit = _LVIS_LIMIT if self._lvis_style else None
-        super().__init__(dataset_name, tasks=tasks, output_dir=output_dir, max_dets_per_image=limit)
+        super().__init__(
+            dataset_name,
+            tasks=tasks,
+            output_dir=output_dir,
+            max_dets_per_image=_LVIS_LIMIT if self._lvis_style else None,
+            use_fast_impl=False,  # Detectron2's own, which would have to be compiled
+        )
         self._coco_api = COCO(self._coco_api.dataset)
         self._category_ids = category_ids(dataset_name)
         if "segm" in tasks:
