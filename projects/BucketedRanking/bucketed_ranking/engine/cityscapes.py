@@ -1,5 +1,6 @@
 """Evaluation on Cityscapes, by its own measure and its own scripts."""
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
@@ -46,7 +47,7 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
         return results
 
 
-def class_curve(images: Any, name: str) -> Curve:
+def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
     """Precision and recall of a class at IoU 0.5, counted as cityscapesscripts counts them.
 
     Args:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 # LVIS: AP of the rare, common and frequent classes.
 _FREQUENCIES = ("APr", "APc", "APf")
-# Detections counted in an image, of all classes together; on COCO 100 of each class.
+# Detections that LVIS counts in an image, of all classes together; COCO counts 100 of each.
 _LVIS_LIMIT = 300
 
 
@@ -37,7 +37,7 @@ class DetectionEvaluator(COCOEvaluator):
     needs nothing of Detectron2 to be compiled. On LVIS, the results also have APr, APc and APf.
 
     Beside Detectron2's, the results have the AP of every class, also where there is only one, and
-    "score_threshold", see :func:`best_f1_threshold`.
+    "score_threshold": that of the best F1 at IoU 0.5, see :func:`best_f1_threshold`.
 
     With the task "segm", an object without a mask counts as a crowd, its box as the region.
     """
@@ -154,9 +154,9 @@ def evaluate_model(
     Returns:
         A dict per task ("bbox", "segm"), in percent: AP, AP50, AP75, APs, APm, APl (NaN where
         there is no ground truth of the kind), "per_class" AP by class name, and
-        "score_threshold", see :func:`best_f1_threshold`. On LVIS APr, APc and APf too (rare,
-        common, frequent classes); Cityscapes has AP and AP50 of "segm". Empty on all but the main
-        process.
+        "score_threshold", that of the best F1 at IoU 0.5 (see :func:`best_f1_threshold`). On LVIS
+        APr, APc and APf too (rare, common, frequent classes); Cityscapes has AP and AP50 of
+        "segm". Empty on all but the main process.
     """
     loader = build_detection_test_loader(cfg, dataset, mapper=DatasetMapper(cfg, is_train=False))
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
