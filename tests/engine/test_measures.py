@@ -108,7 +108,7 @@ def evaluate(tmp_path):
         return evaluator, evaluator.evaluate()
 
     yield evaluate
-    MetadataCatalog.remove(name)
+    MetadataCatalog.pop(name, None)
 
 
 def written(folder: Path, kind: str, task: str) -> list[dict]:
