@@ -19,6 +19,14 @@ def test_a_row_is_found_by_config_and_loss():
     assert published("faster_rcnn_R_50_FPN_1x", "rs-exact") is None
 
 
+def test_two_stage_detectors_have_the_papers_score_thresholds_on_coco_and_lvis():
+    thresholds = {"COCO": "0.4", "LVIS v1": "0.6"}
+    for row in PUBLISHED:
+        two_stage = row.detector.endswith("R-CNN") and row.dataset in thresholds
+        key = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST",)
+        assert row.options == ((*key, thresholds[row.dataset]) if two_stage else ()), row
+
+
 def test_published_speed_ups_are_the_ratios_of_the_published_times():
     """To the half tenth by which the times are rounded; a typing error would show here."""
     compared = 0

@@ -105,10 +105,9 @@ install_packages() {
     {
         step "build tools" install pip setuptools hatchling &&
             step "torch, some gigabytes, and all else but detectron2" install --editable '.[test]' &&
-            # For LVIS and Cityscapes. Their own dependencies would put a second OpenCV over ours
-            # and a package named typing beside Python's; what they really need is here.
-            step "lvis and cityscapesscripts" install --no-deps \
-                lvis cityscapesscripts pyquaternion shapely
+            # For Cityscapes. Its own dependencies would put a second OpenCV over ours and a package
+            # named typing beside Python's; what it really needs is here.
+            step "cityscapesscripts" install --no-deps cityscapesscripts pyquaternion shapely
     } || packages_failed
     packages_key >"$stamp"
 }

@@ -1,6 +1,12 @@
 """`bucketrank train`, `eval`, `predict` and `demo`, as a user types them."""
 
+import contextlib
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +137,24 @@ def test_eval_of_a_run_whose_data_set_is_registered_no_more(run_dir, tmp_path, m
     assert json.loads((tmp_path / "out" / "results.json").read_text())["bbox"] == trained["bbox"]
 
 
+def test_eval_shows_how_far_it_is(run_dir, tmp_path):
+    """On a terminal, as a user runs it; large pictures take long enough to be seen one by one."""
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bucketrank_cli", "eval", str(run_dir), "--output", str(tmp_path),
+         "INPUT.MIN_SIZE_TEST", "640", "INPUT.MAX_SIZE_TEST", "1024"],
+        stdin=its_end, stdout=its_end, stderr=its_end,
+    )  # fmt: skip
+    os.close(its_end)
+    shown = b""
+    with contextlib.suppress(OSError):  # so ends what a terminal without a process gives
+        while piece := os.read(terminal, 65536):
+            shown += piece
+    os.close(terminal)
+    assert process.wait() == 0, shown.decode()
+    assert set(re.findall(rb"evaluating.* (\d+%)", shown)) & {b"20%", b"40%", b"60%", b"80%"}
+
+
 def test_eval_on_another_data_set_and_of_a_config_with_weights(run_dir, tmp_path):
     arguments = ["--dataset", "cells_test", "--output", tmp_path / "a"]
     assert invoke("eval", run_dir, *arguments).exit_code == 0
@@ -180,8 +204,8 @@ def test_predict_draws_and_writes_coco_results(run_dir, cells, tmp_path):
 
 
 def test_masks_are_trained_measured_and_predicted(cells, tmp_path):
-    run, low = tmp_path / "run", ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
-    result = invoke("train", "mask_rcnn_tiny", "--dataset", "cells", "--output", run, *SHORT, *low)
+    run = tmp_path / "run"
+    result = invoke("train", "mask_rcnn_tiny", "--dataset", "cells", "--output", run, *SHORT)
     assert result.exit_code == 0, result.output
     assert "segm AP (%) on cells_val" in result.output
     results = json.loads((run / "results.json").read_text())

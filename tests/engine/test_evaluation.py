@@ -16,7 +16,7 @@ from bucketed_ranking.data.catalog import register
 from bucketed_ranking.data.registry import add_dataset, find_dataset
 from bucketed_ranking.data.shapes.sampling import UniformSampler
 from bucketed_ranking.data.shapes.scene import draw_scene
-from bucketed_ranking.engine.evaluation import best_f1_threshold, evaluate_model, write_results
+from bucketed_ranking.engine.evaluation import evaluate_model, write_results
 from tests.small_detectors import narrow_config
 
 
@@ -61,6 +61,19 @@ def test_perfect_detections_score_100(val, tmp_path):
     assert all(ap == pytest.approx(100) for ap in results["per_class"].values())
     assert math.isnan(results["APl"]), "there is no large object"
     assert (tmp_path / "coco_instances_results.json").is_file()
+
+
+def test_one_class_has_its_ap_too(val, tmp_path):
+    entry = find_dataset(val)
+    content = json.loads(entry.json.read_text())
+    content["categories"] = content["categories"][:1]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = content["categories"][0]["id"]
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    add_dataset("one_class", tmp_path / "one.json", entry.images)
+    name = register("one_class").name
+    results = evaluate_model(narrow_config("retinanet_tiny", "brs"), Oracle(name), name, tmp_path)
+    assert results["bbox"]["per_class"] == {content["categories"][0]["name"]: pytest.approx(100)}
 
 
 def test_the_threshold_leaves_out_the_wrong_boxes(val, tmp_path):
@@ -151,22 +164,6 @@ def test_objects_without_a_mask_are_neither_missed_nor_wrong(embedded, tmp_path)
     results = evaluate_model(cfg, MaskOracle(name, painted_mask), name, tmp_path)
     assert results["segm"]["AP"] == pytest.approx(100)
     assert results["bbox"]["AP"] == pytest.approx(100)
-
-
-def test_best_f1_threshold_worked_out_by_hand():
-    recall = np.array([0.5, 1.0])
-    # F1 is 2/3 at 0.9 (precision 1, recall 1/2) and 0.9 (about) at 0.3 (precision 0.82, recall 1).
-    precision, scores = np.array([[1.0], [0.82]]), np.array([[0.9], [0.3]])
-    assert best_f1_threshold(precision, scores, recall) == pytest.approx(0.3)
-    # With precision 0.4 at full recall the higher threshold wins: F1 0.57 against 0.67.
-    precision = np.array([[1.0], [0.4]])
-    assert best_f1_threshold(precision, scores, recall) == pytest.approx(0.9)
-
-
-def test_best_f1_threshold_without_detections_is_unknown():
-    nothing = np.zeros((2, 1))
-    assert math.isnan(best_f1_threshold(nothing, nothing, np.array([0.5, 1.0])))
-    assert math.isnan(best_f1_threshold(nothing - 1, nothing, np.array([0.5, 1.0])))
 
 
 def test_results_are_json_with_null_for_nan(tmp_path):

@@ -14,6 +14,8 @@ def test_pictures_are_drawn_above_the_runs_own_best_threshold(tmp_path):
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"bbox": {"score_threshold": 0.62}}))
     assert inference.best_threshold(tmp_path) == 0.62
+    results.write_text(json.dumps({"segm": {"score_threshold": 0.4}}))  # Cityscapes has no boxes
+    assert inference.best_threshold(tmp_path) == 0.4
     results.write_text(json.dumps({"bbox": {"score_threshold": None}}))
     assert inference.best_threshold(tmp_path) == inference.DEFAULT_SCORE_THRESHOLD
 

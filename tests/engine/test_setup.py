@@ -28,6 +28,14 @@ def test_every_shipped_config_loads_with_every_kind_of_loss(name):
         assert not cfg.MODEL.RANKING.RECIPE, "the recipe is applied once and emptied"
 
 
+@pytest.mark.parametrize("name", sorted(setup.available_configs()))
+def test_ranked_detections_are_cut_off_by_no_score_but_on_lvis(name):
+    cfg = setup.load_config(name, loss="brs", device="cpu")
+    two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    head = cfg.MODEL.ROI_HEADS if two_stage else cfg.MODEL.RETINANET
+    assert (0.05 if "LVIS" in name else 0.0) == head.SCORE_THRESH_TEST
+
+
 @pytest.mark.parametrize("name", RANKING_KEYS)
 def test_recipes_of_the_papers_apply_to_ranking_losses_only(name):
     architecture, coder, learning_rate = RANKING_KEYS[name]

@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from faster_coco_eval import COCO
 
 from ..errors import BucketRankError
 from .coco import DatasetInfo, clean_dataset, describe_dataset
@@ -20,13 +21,9 @@ from .registry import find_dataset, list_datasets
 
 logger = logging.getLogger("bucketed_ranking.data")
 
-# What Detectron2 reads and evaluates a data set with, by its evaluator type. Without their own
-# dependencies: lvis asks for an OpenCV that cannot stand beside ours, cityscapesscripts for a
-# package named typing.
-_TOOLS = {
-    "lvis": ("lvis",),
-    "cityscapes_instance": ("cityscapesscripts", "pyquaternion", "shapely"),
-}
+# What Detectron2 reads and evaluates a data set with, by its evaluator type. cityscapesscripts
+# without its own dependencies: it asks for a package named typing.
+_TOOLS = {"cityscapes_instance": ("cityscapesscripts", "pyquaternion", "shapely")}
 _ADDRESSES = {
     "coco": "https://cocodataset.org",
     "lvis": "https://www.lvisdataset.org (its pictures are COCO's)",
@@ -158,6 +155,8 @@ def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
     _require_tools(entry.name, kind)
     if kind == "cityscapes_instance":
         return _describe_cityscapes(entry)
+    if kind == "lvis":
+        _make_lvis_importable()
     info = replace(describe_dataset(entry), evaluator=kind)
     # Detectron2 names LVIS' classes by their first synonym, whatever the JSON calls them.
     return replace(info, class_names=tuple(metadata.thing_classes)) if kind == "lvis" else info
@@ -212,3 +211,9 @@ def _make_cityscapes_importable() -> None:
     for module in ("helpers.labels", "evaluation.evalInstanceLevelSemanticLabeling"):
         name = f"cityscapesscripts.{module}"
         sys.modules.setdefault(f"{inner}.{name}", import_module(name))
+
+
+def _make_lvis_importable() -> None:
+    """Detectron2 reads LVIS by a class of the package lvis; faster-coco-eval has an equal one."""
+    if "lvis" not in sys.modules and find_spec("lvis") is None:
+        sys.modules["lvis"] = SimpleNamespace(LVIS=COCO)

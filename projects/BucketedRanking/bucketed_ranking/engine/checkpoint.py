@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted, and that move between losses."""
+"""Load checkpoints: safely, from several model zoos, and from one loss to another."""
 
 import pickle
 import re
@@ -39,12 +39,12 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """:class:`DetectionCheckpointer` that runs no code from a checkpoint.
+    """:class:`DetectionCheckpointer` that runs no code from a checkpoint: tensors and arrays only.
 
-    Reads the formats of Detectron2's, torchvision's and Swin's model zoos and its own; tensors and
-    arrays only. A classifier trained with a background column (Detectron2's Faster R-CNN) loads
-    into one without (ranking losses), and back; so do ATSS and PAA with and without a quality
-    branch.
+    Reads its own format and those of Detectron2's, torchvision's and Swin's model zoos. Weights
+    move between losses: a classifier with a background column (Detectron2's Faster R-CNN) loads
+    into one without (ranking losses), ATSS and PAA with a quality branch into ones without, and
+    the other way round.
     """
 
     def load(self, path: str, *args, **kwargs):
@@ -72,10 +72,10 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def load_all(self, path: str) -> None:
-        """Load a whole detector: unlike a backbone, nothing of it may be missing.
+        """Load the weights of a whole detector; none may be missing.
 
         Raises:
-            BucketRankError: see :meth:`load`; or the weights are of another detector.
+            BucketRankError: see :meth:`load`; the weights are of another detector.
         """
         self.load(path, checkpointables=[])
         if self.unfitting:

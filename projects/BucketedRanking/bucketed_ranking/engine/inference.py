@@ -1,4 +1,4 @@
-"""A trained detector from its run folder: evaluation on data sets, prediction on pictures."""
+"""Load a trained detector, evaluate it on data sets, detect objects in pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 @dataclass(frozen=True)
 class Detector:
-    """A model in evaluation mode with its config and where its weights came from."""
+    """A model in evaluation mode, its config, its weights and its run folder, if it has one."""
 
     cfg: CfgNode
     model: nn.Module
@@ -54,15 +54,15 @@ def load_detector(
     """Load a detector for evaluation or prediction.
 
     Args:
-        source: a run folder, or a config (then `weights` and `num_classes` are needed).
-        weights: a checkpoint (path or address); None takes the run's newest.
+        source: a run folder, or a config, which needs `weights` and `num_classes`.
+        weights: path or URL of a checkpoint; None takes the newest of the run.
         device: see :func:`choose_device`.
         options: KEY VALUE pairs that override the config.
-        num_classes: number of classes, for a config.
+        num_classes: number of classes, where `source` is a config.
 
     Raises:
-        BucketRankError: no such run or config, weights that are missing, unsafe or of another
-            detector.
+        BucketRankError: the run or config does not exist; the weights are missing, unsafe or of
+            another detector.
     """
     path = Path(source)
     if is_run(path):
@@ -84,7 +84,7 @@ def load_detector(
 
 
 def build_detector(cfg: CfgNode, weights: str, run_dir: Path | None = None) -> Detector:
-    """Build the model of a full config and load all its weights; see :func:`load_detector`."""
+    """Build the model of a full config and load all of its weights."""
     model = build_model(cfg)
     SafeCheckpointer(model).load_all(weights)
     return Detector(cfg, model.eval(), weights, run_dir)
@@ -94,7 +94,7 @@ def newest_checkpoint(run_dir: Path) -> Path:
     """The newest checkpoint of a run.
 
     Raises:
-        BucketRankError: the run has saved none yet.
+        BucketRankError: there is none yet.
     """
     last = run_dir / "last_checkpoint"
     if not last.is_file():
@@ -105,13 +105,13 @@ def newest_checkpoint(run_dir: Path) -> Path:
 
 
 def load_for_evaluation(source: str, dataset: str | None, **how: Any) -> tuple[Detector, str]:
-    """The detector of :func:`load_detector`, and the data set to evaluate it on.
+    """Load a detector and choose the data set to evaluate it on.
 
     Args:
         source: a run folder, or a config.
-        dataset: a name; of a name with a train and a val split, the val split is meant. None takes
-            the run's own.
-        how: see :func:`load_detector`.
+        dataset: a data set, or a pair of splits, of which the val split is taken; None takes the
+            validation data of the run.
+        how: other arguments of :func:`load_detector`.
 
     Raises:
         BucketRankError: see :func:`load_detector`; no data set is named for a config.
@@ -126,14 +126,14 @@ def load_for_evaluation(source: str, dataset: str | None, **how: Any) -> tuple[D
 
 
 def _one_split(dataset: str) -> str:
-    """The data set called `dataset`, or, where it is a pair of splits, its validation split."""
+    """`dataset` itself, or, if it names a pair of splits, its val split."""
     if any(entry.name == dataset for entry in list_datasets()):
         return dataset
     return split_names(dataset)[1]
 
 
 def default_output(detector: Detector, dataset: str) -> Path:
-    """Where an evaluation goes whose user named no folder."""
+    """Default output folder of an evaluation."""
     parent = detector.run_dir or Path("runs")
     return parent / f"eval-{dataset}-{Path(detector.weights).stem}"
 
@@ -144,13 +144,14 @@ def evaluate(
     output_dir: Path,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Evaluate on a data set by name; see :func:`evaluate_model` for what comes back.
+    """Evaluate a detector on a data set; write results.json and the detections to `output_dir`.
 
-    Writes `output_dir`/results.json and the detections beside it.
+    Returns:
+        The content of results.json: the results of :func:`evaluate_model`, and what was evaluated.
 
     Raises:
-        BucketRankError: the data set is unknown or invalid, has other classes, or lacks the masks
-            that those of the detector are measured by.
+        BucketRankError: the data set is unknown or invalid, has other classes than the detector,
+            or has no masks for a detector of masks.
     """
     record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
     remembered = record.get("entries", {}).get(dataset)
@@ -179,11 +180,12 @@ def evaluate(
 
 
 def best_threshold(run_dir: Path | None) -> float:
-    """The score threshold that the run's own evaluation found best, or the default."""
+    """The score threshold with the best F1 in the evaluation of a run, or the default."""
     results = run_dir / RESULTS if run_dir else None
     if results is None or not results.is_file():
         return DEFAULT_SCORE_THRESHOLD
-    found = read_json(results).get("bbox", {}).get("score_threshold")
+    metrics = read_json(results)
+    found = metrics.get("bbox", metrics.get("segm", {})).get("score_threshold")
     return DEFAULT_SCORE_THRESHOLD if found is None else found
 
 
@@ -195,14 +197,15 @@ def predict(
     score_threshold: float,
     on_image: Callable[[Path, int], None] = lambda path, count: None,
 ) -> dict[str, Any]:
-    """Detect objects in picture files; draws them and writes COCO's results format.
+    """Detect objects in picture files, draw them, and write them in COCO's results format.
 
     Args:
-        detector: that of a run folder, which knows the classes.
+        detector: loaded from a run folder, which has the names of its classes.
         images: picture files.
-        output_dir: gets one PNG a picture and predictions.json, a list of image_id (its place in
-            `images`, from 1), file_name, category_id, category, bbox (x, y, w, h in pixels), score.
-        score_threshold: detections below are neither drawn nor written.
+        output_dir: for a PNG of each picture and predictions.json, a list of image_id (from 1, in
+            the order of `images`), file_name, category_id, category, bbox (x, y, w, h in pixels),
+            score.
+        score_threshold: detections with a lower score are left out.
         on_image: called with each file and the number of objects found in it.
 
     Raises:
@@ -245,7 +248,7 @@ def predict(
 
 
 def list_images(paths: Sequence[Path]) -> list[Path]:
-    """The picture files among `paths`, where a folder stands for the pictures in it.
+    """The picture files in `paths`, which are files and folders of pictures.
 
     Raises:
         BucketRankError: a path does not exist, or there is no picture at all.
@@ -264,7 +267,7 @@ def list_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def _free_name(folder: Path, stem: str) -> Path:
-    """`folder`/`stem`.png, with a number where that is taken: nothing is overwritten."""
+    """`folder`/`stem`.png, with a number appended if that file exists."""
     path, number = folder / f"{stem}.png", 2
     while path.exists():
         path, number = folder / f"{stem}-{number}.png", number + 1

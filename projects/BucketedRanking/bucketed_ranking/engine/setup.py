@@ -1,4 +1,4 @@
-"""From a config name, a loss and a data set to the full Detectron2 config of a run."""
+"""Build the Detectron2 config of a run from a config name, a loss and a data set."""
 
 import difflib
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def default_config() -> CfgNode:
-    """Every key of Detectron2 and of this project with its default."""
+    """Detectron2's default config with the keys of this project."""
     cfg = get_cfg()
     add_bucketed_ranking_config(cfg)
     return cfg
@@ -51,8 +51,8 @@ def load_config(
     Args:
         config: see :func:`find_config`.
         loss: a name of `LOSS_NAMES`, or "score"; None keeps the config's.
-        options: KEY VALUE pairs, as on Detectron2's command lines; they win over everything.
-        device: "cpu", "cuda", ...; None takes CUDA where there is one.
+        options: KEY VALUE pairs, as on Detectron2's command lines; they override all else.
+        device: "cpu", "cuda", ...; None takes CUDA if there is a GPU.
 
     Raises:
         BucketRankError: an unknown config, loss, key or device, or a value of the wrong type.
@@ -66,7 +66,7 @@ def load_config(
         raise BucketRankError(f"The config {path} cannot be read: {error}") from error
     if loss is not None:
         cfg.MODEL.RANKING.LOSS = loss
-    # Twice: once because the options may name the loss, once because they win over its recipe.
+    # Twice: the options may choose the loss, and they override its recipe.
     merge_options(cfg, options)
     check_loss(cfg.MODEL.RANKING.LOSS)
     apply_ranking_recipe(cfg)
@@ -123,12 +123,12 @@ def flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
 
 
 def configure_datasets(cfg: CfgNode, train: str, val: str) -> tuple[DatasetInfo, DatasetInfo]:
-    """Register the two data sets and take the number of classes from them.
+    """Register the two data sets and set DATASETS and the number of classes.
 
     Raises:
-        BucketRankError: a data set is unknown, empty or invalid, their classes differ, the
-            evaluation needs masks that the detector does not predict, or the detector masks that
-            the data sets do not have.
+        BucketRankError: a data set is unknown, empty or invalid; their classes differ; the data
+            set is evaluated by masks and the detector predicts none; the detector learns masks
+            and a data set has none.
     """
     train_info, val_info = register(train), register(val)
     require_same_classes(train_info, val_info)
@@ -146,7 +146,7 @@ def configure_datasets(cfg: CfgNode, train: str, val: str) -> tuple[DatasetInfo,
 
 
 def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
-    """Tell every head how many classes there are."""
+    """Set the number of classes of every head."""
     cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
 
@@ -154,15 +154,15 @@ def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
 def choose_datasets(
     cfg: CfgNode, dataset: str | None, train: str | None, val: str | None
 ) -> tuple[str, str]:
-    """The names of the training and validation data sets that the user means.
+    """Names of the training and the validation data set.
 
     Args:
-        cfg: gives both where the user names none.
-        dataset: the name of a pair of splits.
-        train, val: the two names; they go together, and not with `dataset`.
+        cfg: its DATASETS are taken if no name is given.
+        dataset: name of a pair of splits.
+        train, val: names of two data sets, instead of `dataset`.
 
     Raises:
-        BucketRankError: the three do not fit together, or `dataset` has no such pair.
+        BucketRankError: the arguments contradict each other, or `dataset` has no two splits.
     """
     if dataset is not None:
         if train is not None or val is not None:
@@ -181,6 +181,6 @@ def choose_datasets(
 
 
 def default_output(config: str, cfg: CfgNode) -> Path:
-    """The folder of a run whose user named none: runs/CONFIG-LOSS-DATASET."""
+    """Default output folder of a run: runs/CONFIG-LOSS-DATASET."""
     dataset = cfg.DATASETS.TRAIN[0].removesuffix("_train")
     return Path("runs") / f"{Path(config).stem}-{cfg.MODEL.RANKING.LOSS}-{dataset}"

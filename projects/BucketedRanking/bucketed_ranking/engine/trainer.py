@@ -29,11 +29,11 @@ from .hooks import (
 
 
 class Trainer(DefaultTrainer):
-    """:class:`DefaultTrainer` whose resumed runs equal uninterrupted ones.
+    """:class:`DefaultTrainer` that resumes exactly: a resumed run equals an uninterrupted one.
 
     Args:
         cfg: a full config with SEED set and its data sets registered.
-        console: where the live progress line goes; None for none.
+        console: shows the progress; None shows nothing.
     """
 
     def __init__(self, cfg: CfgNode, console: Console | None = None):
@@ -48,7 +48,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`detectron2.solver.build_optimizer`; SOLVER.OPTIMIZER chooses which.
+        """The optimizer SOLVER.OPTIMIZER with Detectron2's parameter groups.
 
         Raises:
             BucketRankError: SOLVER.OPTIMIZER is neither "SGD" nor "AdamW".
@@ -75,7 +75,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model, evaluators=None, **how) -> dict[str, Any]:
-        """Evaluate on the data set of DATASETS.TEST; see :func:`evaluate_model` for the rest."""
+        """Evaluate on the data set of DATASETS.TEST; see :func:`evaluate_model`."""
         (dataset,) = cfg.DATASETS.TEST
         return evaluate_model(
             cfg, model, dataset, Path(cfg.OUTPUT_DIR) / "inference" / dataset, **how
@@ -108,7 +108,7 @@ class Trainer(DefaultTrainer):
         return [*first, *middle, *watch, last]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """See :meth:`DefaultTrainer.resume_or_load`; the data go on where they stopped, too."""
+        """See :meth:`DefaultTrainer.resume_or_load`; also continues the order of the data."""
         super().resume_or_load(resume)
         if self.start_iter > 0:
             self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, self.start_iter))
@@ -117,7 +117,7 @@ class Trainer(DefaultTrainer):
 
     @property
     def unreadable_images(self) -> set[str]:
-        """The training images that could not be read so far."""
+        """Training images that could not be read."""
         return self._trainer.data_loader.unreadable
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Backbones that Detectron2 can build but does not register for its config system."""
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ModulatedDeformConv, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import (
     FPN,
@@ -12,6 +13,7 @@ from detectron2.modeling.backbone import (
     ResNet,
     SwinTransformer,
     build_resnet_backbone,
+    resnet,
 )
 from detectron2.modeling.backbone.fpn import (
     LastLevelMaxPool,
@@ -19,8 +21,8 @@ from detectron2.modeling.backbone.fpn import (
     build_resnet_fpn_backbone,
 )
 from detectron2.modeling.backbone.resnet import BasicBlock
-from torch import Tensor
-from torchvision.ops import StochasticDepth, deform_conv2d
+from torch import Tensor, nn
+from torchvision.ops import DeformConv2d, StochasticDepth
 
 
 @BACKBONE_REGISTRY.register()
@@ -73,18 +75,17 @@ def _fpn_options(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-class _DeformConv(ModulatedDeformConv):
-    """:class:`ModulatedDeformConv` by torchvision's operator, which runs on every device."""
+class _ModulatedDeformConv(DeformConv2d):
+    """Detectron2's `ModulatedDeformConv` by torchvision: on every device, compiled or not."""
+
+    def __init__(self, *args, deformable_groups: int, norm: nn.Module | None, **kwargs):
+        super().__init__(*args, **kwargs)  # torchvision reads the groups off the offsets
+        self.norm = norm
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         # In float32 also under autocast: the operator has no bfloat16 on the CPU.
-        x, offset, mask = x.float(), offset.float(), mask.float()
-        x = deform_conv2d(
-            x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
-        )
-        if self.norm is not None:
-            x = self.norm(x)
-        return x if self.activation is None else self.activation(x)
+        x = super().forward(x.float(), offset.float(), mask.float())
+        return x if self.norm is None else self.norm(x)
 
 
 @BACKBONE_REGISTRY.register()
@@ -95,11 +96,9 @@ def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     (Zhu et al., "Deformable ConvNets v2", CVPR 2019), with the same parameters; Detectron2's own
     operator needs a GPU, and Detectron2 compiled for it.
     """
-    backbone = build_resnet_fpn_backbone(cfg, input_shape)
-    for module in backbone.modules():
-        if type(module) is ModulatedDeformConv:
-            module.__class__ = _DeformConv
-    return backbone
+    # Detectron2's block takes the class by this name; without _C it is a dummy.
+    with patch.object(resnet, "ModulatedDeformConv", _ModulatedDeformConv):
+        return build_resnet_fpn_backbone(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()

@@ -1,0 +1,95 @@
+"""Evaluation on Cityscapes, by its own measure and its own scripts."""
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from detectron2.evaluation import CityscapesInstanceEvaluator
+from detectron2.utils.logger import create_small_table
+
+from .thresholds import Curve, best_f1_threshold
+
+
+class CityscapesEvaluator(CityscapesInstanceEvaluator):
+    """:class:`CityscapesInstanceEvaluator` with the AP of every class and the best threshold.
+
+    See :func:`best_f1_threshold`; it is chosen at IoU 0.5. No file is left behind.
+    """
+
+    def evaluate(self):
+        script = import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+        script.args.quiet = True
+        more: dict[str, float] = {}
+
+        def evaluate_and_keep(matches, arguments, evaluate=script.evaluateMatches):
+            # One range of distances x classes x IoU thresholds; NaN without ground truth.
+            aps = evaluate(matches, arguments)
+            for name, of_class in zip(arguments.instLabels, aps[0], strict=True):
+                more[f"AP-{name}"] = 100 * float(of_class.mean())
+            curves = [class_curve(matches.values(), name) for name in arguments.instLabels]
+            more["score_threshold"] = best_f1_threshold(curves)
+            return aps
+
+        with (
+            patch.object(script, "evaluateMatches", evaluate_and_keep),
+            # It writes its matches, and a cache that a single evaluation has no use for.
+            patch.object(script, "writeDict2JSON", lambda *_: None),
+            # cityscapesscripts 2.3.0, its last release, asks for what NumPy 2.4 removed.
+            patch.object(np, "in1d", np.isin, create=True),
+        ):
+            results = super().evaluate()
+        if results:  # on the main process
+            results["segm"] |= more
+            table = create_small_table(results["segm"])
+            self._logger.info("Evaluation results for segm:\n%s", table)
+        return results
+
+
+def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
+    """Precision and recall of a class at IoU 0.5, counted as cityscapesscripts counts them.
+
+    Args:
+        images: what its `matchGtWithPreds` gives for each image.
+        name: the class.
+    """
+    scores: list[float] = []
+    correct: list[bool] = []
+    num_objects = 0
+    for image in images:
+        for truth in image["groundTruth"][name]:
+            if not (_is_group(truth) or _is_small(truth)):
+                num_objects += 1
+                found = [p["confidence"] for p in truth["matchedPred"] if _iou(p, truth) > 0.5]
+                # Beside the best, further detections of the object are wrong.
+                scores += sorted(found, reverse=True)
+                correct += [index == 0 for index in range(len(found))]
+        for detection in image["prediction"][name]:
+            if not any(_iou(truth, detection) > 0.5 for truth in detection["matchedGt"]):
+                ignored = detection["voidIntersection"] + sum(
+                    truth["intersection"] * (_is_group(truth) + _is_small(truth))
+                    for truth in detection["matchedGt"]
+                )
+                if ignored <= 0.5 * detection["pixelCount"]:
+                    scores.append(detection["confidence"])
+                    correct.append(False)
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    found = np.cumsum(np.asarray(correct)[order])
+    return Curve(
+        np.asarray(scores)[order], found / np.arange(1, len(order) + 1), found / max(num_objects, 1)
+    )
+
+
+def _is_group(truth: dict[str, Any]) -> bool:
+    return truth["instID"] < 1000
+
+
+def _is_small(truth: dict[str, Any]) -> bool:
+    return truth["pixelCount"] < 100
+
+
+def _iou(match: dict[str, Any], other: dict[str, Any]) -> float:
+    """IoU of a ground truth and a detection, of which the first knows the intersection."""
+    intersection = match["intersection"]
+    return intersection / (match["pixelCount"] + other["pixelCount"] - intersection)
