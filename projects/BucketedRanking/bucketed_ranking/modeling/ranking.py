@@ -1,16 +1,23 @@
-"""What the ranking heads share: the criterion from a config, and the losses of a dense head."""
+"""What the ranking heads share: the criterion from a config, and its call."""
+
+from collections.abc import Mapping
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import cat
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
-from torch import Tensor
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
 
+from ..balance import EpochBalance
 from ..config import SCORE_LOSS
-from ..criterion import RankingCriterion, positive_rows
+from ..criterion import RankingCriterion, RankingResult, positive_rows
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES, RankingLoss
+
+WRITE_PERIOD = 20
+"""Every how many iterations Detectron2's trainer writes what is in the event storage."""
 
 
 def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
@@ -42,9 +49,39 @@ def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
     )
 
 
+def build_balance(criterion: RankingCriterion) -> EpochBalance | None:
+    """What balances the box loss over an epoch: that of aLRP, unless self-balance is off."""
+    alrp = criterion.loss.objective == "alrp"
+    return EpochBalance() if alrp and criterion.self_balance else None
+
+
+def rank_head(head: nn.Module, name: str, *arguments: Tensor) -> RankingResult:
+    """Call ``head.criterion``, then ``head.balance`` if there is one; statistics go to storage.
+
+    Args:
+        name: of the head in the event storage.
+        arguments: see :meth:`RankingCriterion.forward`.
+    """
+    result = head.criterion(*arguments)
+    put_statistics(name, result.statistics)
+    return result if head.balance is None else head.balance(result)
+
+
+def put_statistics(name: str, statistics: Mapping[str, Tensor]) -> None:
+    """Put scalars into the event storage as "name/key", in the iterations that writers write.
+
+    In the others they stay where they are: reading them makes the host wait for the device.
+    """
+    storage = get_event_storage()
+    if (storage.iter + 1) % WRITE_PERIOD == 0:
+        values = torch.stack([value.float() for value in statistics.values()]).tolist()
+        for key, value in zip(statistics, values, strict=True):
+            storage.put_scalar(f"{name}/{key}", value)
+
+
 def dense_head_losses(
-    criterion: RankingCriterion,
-    box2box_transform: Box2BoxTransform,
+    head: nn.Module,
+    name: str,
     anchors: list[Boxes],
     pred_logits: list[Tensor],
     labels: Tensor,
@@ -54,6 +91,7 @@ def dense_head_losses(
     """Ranking losses of a head that predicts for every anchor of every level.
 
     Args:
+        head, name: see :func:`rank_head`; the head has a ``box2box_transform``.
         anchors: one Boxes of [Ri, 4] a level; R is the sum of the Ri.
         pred_logits: one [N, Ri, C] a level.
         labels: [N, R], class index, C for background, -1 for ignored.
@@ -67,9 +105,9 @@ def dense_head_losses(
     labels = labels.flatten()
     positives = positive_rows(labels, logits.shape[1])
     _, pred_boxes, target_boxes = positive_boxes(
-        box2box_transform, anchors, pred_deltas, gt_boxes, positives
+        head.box2box_transform, anchors, pred_deltas, gt_boxes, positives
     )
-    return criterion(logits, labels, positives, pred_boxes, target_boxes)
+    return rank_head(head, name, logits, labels, positives, pred_boxes, target_boxes).losses
 
 
 def positive_boxes(

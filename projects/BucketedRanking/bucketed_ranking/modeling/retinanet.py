@@ -6,7 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
 from ..criterion import RankingCriterion
-from .ranking import build_criterion, dense_head_losses
+from .ranking import build_balance, build_criterion, dense_head_losses
 
 
 @META_ARCH_REGISTRY.register()
@@ -25,6 +25,7 @@ class RankingRetinaNet(RetinaNet):
         """
         super().__init__(**kwargs)
         self.criterion = criterion
+        self.balance = build_balance(criterion)
 
     @classmethod
     def from_config(cls, cfg):
@@ -32,12 +33,7 @@ class RankingRetinaNet(RetinaNet):
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """See :meth:`RetinaNet.losses`; the losses are those of :class:`RankingCriterion`."""
+        labels = torch.stack(gt_labels)
         return dense_head_losses(
-            self.criterion,
-            self.box2box_transform,
-            anchors,
-            pred_logits,
-            torch.stack(gt_labels),
-            pred_anchor_deltas,
-            gt_boxes,
+            self, "dense_head", anchors, pred_logits, labels, pred_anchor_deltas, gt_boxes
         )

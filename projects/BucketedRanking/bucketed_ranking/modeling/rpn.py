@@ -5,7 +5,7 @@ from detectron2.config import configurable
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 
 from ..criterion import RankingCriterion
-from .ranking import build_criterion, dense_head_losses
+from .ranking import build_balance, build_criterion, dense_head_losses
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -24,6 +24,7 @@ class RankingRPN(RPN):
         """
         super().__init__(**kwargs)
         self.criterion = criterion
+        self.balance = build_balance(criterion)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -37,8 +38,8 @@ class RankingRPN(RPN):
         """See :meth:`RPN.losses`; the losses are those of :class:`RankingCriterion`."""
         objectness = torch.stack(gt_labels)
         losses = dense_head_losses(
-            self.criterion,
-            self.box2box_transform,
+            self,
+            "rpn",
             anchors,
             [logits.unsqueeze(-1) for logits in pred_objectness_logits],
             # RPN's 1 (object), 0 (background) as class indices 0 and 1; -1 stays ignored.
