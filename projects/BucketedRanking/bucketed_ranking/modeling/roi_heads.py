@@ -18,43 +18,25 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from ..criterion import (
-    RankingCriterion,
-    dice_losses,
-    positive_rows,
-    score_weighted_mean,
-    self_balanced,
-)
-from .ranking import build_balance, build_criterion, put_statistics, rank_head
+from ..criterion import dice_losses, positive_rows, score_weighted_mean, self_balanced
+from .ranking import RankingHead, put_statistics
 
 
-class RankingFastRCNNOutputLayers(FastRCNNOutputLayers):
+class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
     """:class:`FastRCNNOutputLayers` with sigmoid scores, no background column, a ranking loss."""
 
     @configurable
-    def __init__(self, input_shape, *, criterion: RankingCriterion, **kwargs):
-        """
-        Args:
-            input_shape: see :class:`FastRCNNOutputLayers`.
-            criterion: turns logits, labels and boxes into losses.
-            kwargs: see :class:`FastRCNNOutputLayers`; its own loss options have no effect.
-        """
-        super().__init__(input_shape, **kwargs)
-        self.criterion = criterion
-        self.balance = build_balance(criterion)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.cls_score = nn.Linear(self.cls_score.in_features, self.num_classes)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.constant_(self.cls_score.bias, 0)
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        return {**super().from_config(cfg, input_shape), "criterion": build_criterion(cfg)}
 
     def losses(self, predictions, proposals):
         """See :meth:`FastRCNNOutputLayers.losses`; losses of :class:`RankingCriterion`.
 
         For the mask head, proposals are given "scores" [Ri], the largest score of each positive
-        (0 for the rest), and "classification_loss" [Ri], the total of their ranking.
+        (0 for the rest), and, with self-balance, "classification_loss" [Ri], that of their ranking.
         """
         logits, deltas = predictions
         labels = cat([p.gt_classes for p in proposals])
@@ -70,12 +52,12 @@ class RankingFastRCNNOutputLayers(FastRCNNOutputLayers):
             deltas[torch.arange(len(deltas), device=deltas.device), columns],
             proposal_boxes[positives],
         )
-        result = rank_head(
-            self, "roi_head", logits, labels, positives, pred_boxes, gt_boxes[positives]
-        )
+        result = self.rank("roi_head", logits, labels, positives, pred_boxes, gt_boxes[positives])
         scores = result.scores.new_zeros(len(labels)).index_copy(0, positives, result.scores)
         for each, part in zip(proposals, scores.split([len(p) for p in proposals]), strict=True):
-            each.scores, each.classification_loss = part, result.classification.expand(len(each))
+            each.scores = part
+            if self.criterion.self_balance:
+                each.classification_loss = result.classification.expand(len(each))
         return result.losses
 
     def predict_probs(self, predictions, proposals):
@@ -88,25 +70,9 @@ class RankingFastRCNNOutputLayers(FastRCNNOutputLayers):
 class RankingMaskHead(MaskRCNNConvUpsampleHead):
     """:class:`MaskRCNNConvUpsampleHead` with the score-weighted Dice loss of RS Loss.
 
-    Its parameters are those of the base class. In training it takes positives only, with "scores"
-    and "classification_loss" [Ri], of the ranking that scored them, beside the fields that the base
-    class needs.
+    Its parameters are those of the base class. In training it takes positives only, with the fields
+    that :class:`RankingFastRCNNOutputLayers` gives them beside those that the base class needs.
     """
-
-    @configurable
-    def __init__(self, input_shape, *, self_balance: bool, **kwargs):
-        """
-        Args:
-            self_balance: scale the mask loss to the classification loss of the proposals' ranking.
-            input_shape, kwargs: see the base class.
-        """
-        super().__init__(input_shape, **kwargs)
-        self.self_balance = self_balance
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        args = super().from_config(cfg, input_shape)
-        return {**args, "self_balance": build_criterion(cfg).self_balance}
 
     def forward(self, x, instances):
         """See :meth:`BaseMaskRCNNHead.forward`; there is no visualisation in training."""
@@ -129,7 +95,7 @@ class RankingMaskHead(MaskRCNNConvUpsampleHead):
         losses = dice_losses(logits[rows, columns], targets)
         loss = score_weighted_mean(losses, cat([each.scores for each in instances]))
         put_statistics("mask_head", {"mask_error": loss.detach()})
-        if self.self_balance:
+        if instances[0].has("classification_loss"):
             loss = self_balanced(loss, instances[0].classification_loss[0])
         return {"loss_mask": self.loss_weight * loss}
 
