@@ -1,7 +1,7 @@
 """The one place where a detection head meets a ranking loss. It keeps nothing of a call."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +144,7 @@ class RankingCriterion(nn.Module):
         pred_boxes: Tensor,
         target_boxes: Tensor,
         box_losses: Mapping[str, Tensor] | None = None,
-        group: Any = None,
+        group: "torch.distributed.ProcessGroup | None" = None,
     ) -> RankingResult:
         """Losses of one head.
 
@@ -184,22 +184,19 @@ class RankingCriterion(nn.Module):
                 positives * logits.shape[1] + labels[positives],
                 qualities,
                 ignored_rows=labels < 0,
-                box_losses=only,  # for aLRP, which cannot do with several
+                box_losses=only,  # for aLRP, which takes one
             )
         localisation = errors.pop("loss_loc", None)
         losses = {name: self.rank_weight * error for name, error in errors.items()}
         classification = torch.stack(list(losses.values())).sum().detach()
         scores = logits.detach()[positives].float().sigmoid().amax(dim=1)
         with record_function(BOX_MARK):
-            for name, error in box_losses.items():
-                if localisation is not None:
-                    errors[name] = balanced = localisation
-                else:
-                    errors[name] = score_weighted_mean(error, scores) if error.ndim else error
-                    balanced = errors[name]
-                    if self.self_balance:
-                        balanced = self_balanced(balanced, classification)
-                losses[name] = self._box_weight(name) * balanced
+            for name, given in box_losses.items():
+                error = given if localisation is None else localisation
+                errors[name] = score_weighted_mean(error, scores) if error.ndim else error
+                balance = self.self_balance and localisation is None
+                loss = self_balanced(errors[name], classification) if balance else errors[name]
+                losses[name] = self._box_weight(name) * loss
         return RankingResult(
             {name: self.weight * value for name, value in losses.items()},
             classification,

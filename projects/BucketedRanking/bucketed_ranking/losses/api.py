@@ -80,25 +80,19 @@ def rank_sort_loss(
     (eq. 7 and 8); bucketed: Yavuz et al., ECCV 2024 (section 4).
 
     Args:
-        logits: any shape, floating point; one ranking runs over all of them.
-        targets: same shape; above 0 is a positive and its quality (IoU, at most 1), 0 a negative,
-            -1 takes no part.
-        delta: half-width of the linear step that compares two logits, in logits, >= 0.
-        algorithm: "exact" (lossless buckets), "bucketed" (mean prototypes, as published) or "loop"
-            (one positive at a time).
-        chunk_size: how many logits "exact" looks at at once, to bound its working memory; the
-            result is the same, the negatives are sorted into bins twice. None: all.
+        logits, delta, algorithm, chunk_size: see :func:`ap_loss`.
+        targets: shape of `logits`; above 0 is a positive and its quality (IoU, at most 1), 0 a
+            negative, -1 takes no part.
 
     Returns:
-        Two scalars, the ranking and the sorting error; float32, or float64 for float64 logits.
-        Zero without positives, NaN if a logit is NaN or a positive's is infinite.
+        Two scalars, the ranking and the sorting error, otherwise as :func:`ap_loss`.
 
     Raises:
         ValueError: an argument's shape, type, value or name is not as above.
     """
     ranking = _ranking("rs", algorithm, delta, False, chunk_size)
-    rank, sort = _dense(ranking, logits, targets, None)
-    return rank, sort
+    ranking_error, sorting_error = _dense(ranking, logits, targets, None)
+    return ranking_error, sorting_error
 
 
 def alrp_loss(
@@ -116,19 +110,14 @@ def alrp_loss(
     in Object Detection", NeurIPS 2020.
 
     Args:
-        logits: any shape, floating point; one ranking runs over all of them.
-        targets: same shape; above 0 is a positive, 0 a negative, -1 takes no part.
+        logits, targets, delta, chunk_size: see :func:`ap_loss`.
         box_losses: [P], the box regression loss of each positive, at least 0, in the order of the
             positives in the flattened targets; 1 - GIoU, in 0..2, in the public code.
-        delta: half-width of the linear step that compares two logits, in logits, >= 0.
-        algorithm: "exact" (lossless buckets) or "loop" (one positive at a time).
-        chunk_size: how many logits "exact" looks at at once, to bound its working memory; the
-            result is the same, the negatives are sorted into bins twice. None: all.
+        algorithm: "exact" or "loop", see :func:`ap_loss`.
 
     Returns:
         Two scalars, the classification part (gradient to the logits) and the localisation part
-        (gradient to the box losses); float32, or float64 for float64 logits. Zero without
-        positives, NaN if a logit is NaN or a positive's is infinite.
+        (gradient to the box losses), otherwise as :func:`ap_loss`.
 
     Raises:
         ValueError: an argument's shape, type, value or name is not as above.
@@ -232,7 +221,7 @@ def _ranking(
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
     if algorithm not in objective.algorithms:
-        choice = " or ".join(repr(each) for each in sorted(objective.algorithms))
+        choice = " or ".join(map(repr, sorted(objective.algorithms)))
         raise ValueError(
             f"the {objective.label} loss has no {algorithm} form; choose algorithm {choice}"
         )

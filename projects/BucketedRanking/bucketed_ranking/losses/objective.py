@@ -78,19 +78,15 @@ class Objective(ABC):
 
 
 class Algorithm(ABC):
-    """A way to compute an objective.
-
-    Args:
-        positives: logits [P], P >= 1, finite, float32 or float64.
-        delta: half-width of the relation, >= 0.
-    """
+    """A way to compute an objective, for logits of positives [P], P >= 1, finite, float32 or
+    float64, and for the half-width delta >= 0 of the relation."""
 
     def __init__(self, positives: Tensor, delta: float) -> None:
         self.positives, self.delta = positives, delta
 
     @abstractmethod
     def add(self, negatives: Tensor) -> None:
-        """Take in the negatives [N] of the positives' type, which may be overwritten: all at once,
+        """Take in the negatives [N], of the positives' type, which may be overwritten: all at once,
         except for algorithms that can do with chunks."""
 
     @abstractmethod

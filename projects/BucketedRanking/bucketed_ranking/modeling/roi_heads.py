@@ -27,6 +27,7 @@ class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
 
     @configurable
     def __init__(self, *args, **kwargs):
+        """Arguments: see :class:`RankingHead` and the base class."""
         super().__init__(*args, **kwargs)
         self.cls_score = nn.Linear(self.cls_score.in_features, self.num_classes)
         nn.init.normal_(self.cls_score.weight, std=0.01)
