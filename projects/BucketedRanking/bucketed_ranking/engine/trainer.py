@@ -111,9 +111,9 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """See :meth:`DefaultTrainer.resume_or_load`; the data go on where they stopped, too."""
         super().resume_or_load(resume)
-        num_images = len(self._trainer.data_loader.loader.dataset)
         for module in self._trainer.model.modules():
             if isinstance(module, EpochBalance):
+                num_images = len(self._trainer.data_loader.loader.dataset)
                 module.epoch_iterations = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
                 if self.start_iter == 0:
                     module.reset()  # weights of another run may have brought its averages along

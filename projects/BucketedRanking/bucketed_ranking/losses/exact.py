@@ -60,8 +60,8 @@ class Bins(Tables):
         steps, count = self.positives, positives.numel()
         error = torch.zeros_like(steps)
         if delta > 0:
-            low, low_error = _add(self.positives, -delta)
-            high, high_error = _add(self.positives, delta)
+            low, low_error = _two_sum(self.positives, -delta)
+            high, high_error = _two_sum(self.positives, delta)
             steps, error = torch.cat([low, high]), torch.cat([low_error, high_error])
         self.borders, self._order = steps.sort()
         self._error = error[self._order]
@@ -172,7 +172,7 @@ def _table_dtype(logits: Tensor) -> torch.dtype:
     return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
-def _add(values: Tensor, step: float) -> tuple[Tensor, Tensor]:
+def _two_sum(values: Tensor, step: float) -> tuple[Tensor, Tensor]:
     """values + step, and its rounding error (Knuth's two-sum): the exact sum is theirs together."""
     total = values + step
     added = total - values

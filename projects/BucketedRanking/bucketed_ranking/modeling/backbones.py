@@ -26,14 +26,11 @@ from torchvision.ops import StochasticDepth, deform_conv2d
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_p6p7_from_p5_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Detectron2's build_retinanet_resnet_fpn_backbone, but P6 comes from P5, not from res5."""
-    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=out_channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
+        **_fpn_options(cfg),
     )
 
 

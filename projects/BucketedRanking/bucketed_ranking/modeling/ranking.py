@@ -81,8 +81,8 @@ class RankingHead:
 
     @classmethod
     def from_config(cls, cfg, *args, **kwargs):
-        args = super().from_config(cfg, *args)
-        return {**args, "criterion": build_criterion(cfg), **kwargs}
+        built = super().from_config(cfg, *args)
+        return {**built, "criterion": build_criterion(cfg), **kwargs}
 
     def rank(self, name: str, *arguments: Tensor) -> RankingResult:
         """Losses from the arguments of :meth:`RankingCriterion.forward`.

@@ -101,7 +101,7 @@ class RankingMaskHead(MaskRCNNConvUpsampleHead):
         return {"loss_mask": self.loss_weight * loss}
 
 
-class _Ranking:
+class _UnsampledROIHeads:
     """What ranking changes in :class:`StandardROIHeads` and its subclasses.
 
     All proposals x classes are ranked: no sampling. The mask head trains on `max_masks` positives
@@ -145,7 +145,7 @@ class _Ranking:
 
 
 @ROI_HEADS_REGISTRY.register()
-class RankingROIHeads(_Ranking, StandardROIHeads):
+class RankingROIHeads(_UnsampledROIHeads, StandardROIHeads):
     """:class:`StandardROIHeads` that ranks all proposals x classes: no sampling."""
 
     @classmethod
@@ -156,7 +156,7 @@ class RankingROIHeads(_Ranking, StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RankingCascadeROIHeads(_Ranking, CascadeROIHeads):
+class RankingCascadeROIHeads(_UnsampledROIHeads, CascadeROIHeads):
     """:class:`CascadeROIHeads` that ranks all proposals x classes, in each stage on its own.
 
     As in the bucketed losses' cascade, the ground truth is among the proposals of every stage, not
