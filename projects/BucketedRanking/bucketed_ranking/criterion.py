@@ -16,7 +16,8 @@ _MIN_DENOMINATOR = 1e-6
 
 CLASSIFICATION_MARK = "bucketrank.classification_loss"
 BOX_MARK = "bucketrank.box_loss"
-"""Names under which ``torch.profiler`` finds the two parts of a call of the criterion."""
+"""Names under which ``torch.profiler`` finds the two parts of a call of the criterion, forward; the
+ranking's backward pass is the event "_RankingFunctionBackward"."""
 
 BOX_LOSS = "loss_box_reg"
 """Name of the box loss of dense and RoI heads, as Detectron2 calls it."""

@@ -157,7 +157,7 @@ class RankingLoss(nn.Module):
         self.name = name
         self.objective, self.algorithm = LOSS_NAMES[name]
         if delta is None:
-            delta = DEFAULT_DELTAS[self.objective]
+            delta = OBJECTIVES[self.objective].default_delta
         if interpolated is None:
             interpolated = OBJECTIVES[self.objective].can_interpolate
             interpolated = interpolated and self.algorithm != "bucketed"
