@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ModulatedDeformConv, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import (
     FPN,
@@ -12,15 +12,15 @@ from detectron2.modeling.backbone import (
     ResNet,
     SwinTransformer,
     build_resnet_backbone,
+    resnet,
 )
 from detectron2.modeling.backbone.fpn import (
     LastLevelMaxPool,
     LastLevelP6P7,
     build_resnet_fpn_backbone,
 )
-from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor
-from torchvision.ops import StochasticDepth, deform_conv2d
+from torchvision.ops import DeformConv2d, StochasticDepth
 
 
 @BACKBONE_REGISTRY.register()
@@ -47,7 +47,7 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     stages = []
     for index, (out_channels, num_blocks) in enumerate(zip(channels, blocks, strict=True)):
         stage = ResNet.make_stage(
-            BasicBlock,
+            resnet.BasicBlock,
             num_blocks,
             stride_per_block=[1 if index == 0 else 2] + [1] * (num_blocks - 1),
             in_channels=channels[max(index - 1, 0)],
@@ -70,18 +70,18 @@ def _fpn_options(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-class _DeformConv(ModulatedDeformConv):
-    """:class:`ModulatedDeformConv` by torchvision's operator, which runs on every device."""
+class _DeformConv(DeformConv2d):
+    """Detectron2's ModulatedDeformConv, same parameters, by torchvision's operator: it needs no
+    compiled part of Detectron2 and runs on every device."""
+
+    def __init__(self, *args, deformable_groups=1, norm=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.norm = norm
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         # In float32 also under autocast: the operator has no bfloat16 on the CPU.
-        x, offset, mask = x.float(), offset.float(), mask.float()
-        x = deform_conv2d(
-            x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
-        )
-        if self.norm is not None:
-            x = self.norm(x)
-        return x if self.activation is None else self.activation(x)
+        x = super().forward(x.float(), offset.float(), mask.float())
+        return x if self.norm is None else self.norm(x)
 
 
 @BACKBONE_REGISTRY.register()
@@ -89,14 +89,14 @@ def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet-FPN with modulated deformable convolutions that run on every device.
 
     As `build_resnet_fpn_backbone` with MODEL.RESNETS.DEFORM_ON_PER_STAGE and DEFORM_MODULATED
-    (Zhu et al., "Deformable ConvNets v2", CVPR 2019), with the same parameters; Detectron2's own
-    operator needs a GPU, and Detectron2 compiled for it.
+    (Zhu et al., "Deformable ConvNets v2", CVPR 2019), with the same parameters.
     """
-    backbone = build_resnet_fpn_backbone(cfg, input_shape)
-    for module in backbone.modules():
-        if type(module) is ModulatedDeformConv:
-            module.__class__ = _DeformConv
-    return backbone
+    # Detectron2's block finds the operator by this name, and nothing else tells it which to take.
+    original, resnet.ModulatedDeformConv = resnet.ModulatedDeformConv, _DeformConv
+    try:
+        return build_resnet_fpn_backbone(cfg, input_shape)
+    finally:
+        resnet.ModulatedDeformConv = original
 
 
 @BACKBONE_REGISTRY.register()
