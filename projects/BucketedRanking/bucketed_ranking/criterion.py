@@ -173,10 +173,9 @@ class RankingCriterion(nn.Module):
         if group is not None:
             raise NotImplementedError("a ranking over several processes is not there yet")
         pred_boxes, target_boxes = pred_boxes.float(), target_boxes.float()
-        with record_function(BOX_MARK):
-            qualities = aligned_box_iou(pred_boxes.detach(), target_boxes)
-            qualities = qualities.clamp(_MIN_QUALITY, 1.0)
-            if box_losses is None:
+        qualities = aligned_box_iou(pred_boxes.detach(), target_boxes).clamp(_MIN_QUALITY, 1.0)
+        if box_losses is None:
+            with record_function(BOX_MARK):
                 box_losses = {BOX_LOSS: generalized_box_iou_loss(pred_boxes, target_boxes)}
         only = next(iter(box_losses.values())) if len(box_losses) == 1 else None
         with record_function(CLASSIFICATION_MARK):
