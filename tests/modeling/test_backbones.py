@@ -193,6 +193,14 @@ def test_untrained_deformable_convolutions_are_half_of_plain_ones():
     torch.testing.assert_close(found, plain / 2)
 
 
+def test_deformable_convolutions_have_the_parameters_of_detectron2s():
+    """As its class that a compiled Detectron2 builds; weights of either load into the other."""
+    state = deform_backbone().bottom_up.res3[0].state_dict()
+    of_conv2 = {name for name in state if name.startswith("conv2")}
+    norm = {f"conv2.norm.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
+    assert of_conv2 == {"conv2.weight", "conv2_offset.weight", "conv2_offset.bias", *norm}
+
+
 def test_deformable_convolutions_learn_on_any_device():
     torch.manual_seed(0)
     backbone = deform_backbone().train()

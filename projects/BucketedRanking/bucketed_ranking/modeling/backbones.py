@@ -1,6 +1,7 @@
 """Backbones that Detectron2 can build but does not register for its config system."""
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from detectron2.config import CfgNode
@@ -19,18 +20,22 @@ from detectron2.modeling.backbone.fpn import (
     LastLevelP6P7,
     build_resnet_fpn_backbone,
 )
-from torch import Tensor
+from detectron2.modeling.backbone.resnet import BasicBlock
+from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, StochasticDepth
 
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_p6p7_from_p5_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Detectron2's build_retinanet_resnet_fpn_backbone, but P6 comes from P5, not from res5."""
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
-        top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
-        **_fpn_options(cfg),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=out_channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 
 
@@ -47,7 +52,7 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     stages = []
     for index, (out_channels, num_blocks) in enumerate(zip(channels, blocks, strict=True)):
         stage = ResNet.make_stage(
-            resnet.BasicBlock,
+            BasicBlock,
             num_blocks,
             stride_per_block=[1 if index == 0 else 2] + [1] * (num_blocks - 1),
             in_channels=channels[max(index - 1, 0)],
@@ -70,12 +75,11 @@ def _fpn_options(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-class _DeformConv(DeformConv2d):
-    """Detectron2's ModulatedDeformConv, same parameters, by torchvision's operator: it needs no
-    compiled part of Detectron2 and runs on every device."""
+class _ModulatedDeformConv(DeformConv2d):
+    """Detectron2's `ModulatedDeformConv` by torchvision: on every device, compiled or not."""
 
-    def __init__(self, *args, deformable_groups=1, norm=None, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, deformable_groups: int, norm: nn.Module | None, **kwargs):
+        super().__init__(*args, **kwargs)  # torchvision reads the groups off the offsets
         self.norm = norm
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
@@ -89,14 +93,12 @@ def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet-FPN with modulated deformable convolutions that run on every device.
 
     As `build_resnet_fpn_backbone` with MODEL.RESNETS.DEFORM_ON_PER_STAGE and DEFORM_MODULATED
-    (Zhu et al., "Deformable ConvNets v2", CVPR 2019), with the same parameters.
+    (Zhu et al., "Deformable ConvNets v2", CVPR 2019), with the same parameters; Detectron2's own
+    operator needs a GPU, and Detectron2 compiled for it.
     """
-    # Detectron2's block finds the operator by this name, and nothing else tells it which to take.
-    original, resnet.ModulatedDeformConv = resnet.ModulatedDeformConv, _DeformConv
-    try:
+    # Detectron2's block takes the class by this name; without _C it is a dummy.
+    with patch.object(resnet, "ModulatedDeformConv", _ModulatedDeformConv):
         return build_resnet_fpn_backbone(cfg, input_shape)
-    finally:
-        resnet.ModulatedDeformConv = original
 
 
 @BACKBONE_REGISTRY.register()
