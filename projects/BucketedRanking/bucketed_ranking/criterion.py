@@ -16,8 +16,8 @@ _MIN_DENOMINATOR = 1e-6
 
 CLASSIFICATION_MARK = "bucketrank.classification_loss"
 BOX_MARK = "bucketrank.box_loss"
-"""Names under which ``torch.profiler`` finds the two parts of a call of the criterion, forward; the
-ranking's backward pass is the event "_RankingFunctionBackward"."""
+"""Names under which ``torch.profiler`` finds the ranking and the GIoU loss of a call, forward. The
+ranking's backward pass is the event "_RankingFunctionBackward"; who brings box losses marks them."""
 
 BOX_LOSS = "loss_box_reg"
 """Name of the box loss of dense and RoI heads, as Detectron2 calls it."""
@@ -190,13 +190,12 @@ class RankingCriterion(nn.Module):
         losses = {name: self.rank_weight * error for name, error in errors.items()}
         classification = torch.stack(list(losses.values())).sum().detach()
         scores = logits.detach()[positives].float().sigmoid().amax(dim=1)
-        with record_function(BOX_MARK):
-            for name, given in box_losses.items():
-                error = given if localisation is None else localisation
-                errors[name] = score_weighted_mean(error, scores) if error.ndim else error
-                balance = self.self_balance and localisation is None
-                loss = self_balanced(errors[name], classification) if balance else errors[name]
-                losses[name] = self._box_weight(name) * loss
+        for name, given in box_losses.items():
+            error = given if localisation is None else localisation
+            errors[name] = score_weighted_mean(error, scores) if error.ndim else error
+            balance = self.self_balance and localisation is None
+            loss = self_balanced(errors[name], classification) if balance else errors[name]
+            losses[name] = self._box_weight(name) * loss
         return RankingResult(
             {name: self.weight * value for name, value in losses.items()},
             classification,
