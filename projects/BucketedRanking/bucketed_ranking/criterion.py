@@ -17,7 +17,8 @@ _MIN_DENOMINATOR = 1e-6
 CLASSIFICATION_MARK = "bucketrank.classification_loss"
 BOX_MARK = "bucketrank.box_loss"
 """Names under which ``torch.profiler`` finds the ranking and the GIoU loss of a call, forward. The
-ranking's backward pass is the event "_RankingFunctionBackward"; who brings box losses marks them."""
+ranking's backward pass is the event "_RankingFunctionBackward". A head marks losses that it brings.
+"""
 
 BOX_LOSS = "loss_box_reg"
 """Name of the box loss of dense and RoI heads, as Detectron2 calls it."""
