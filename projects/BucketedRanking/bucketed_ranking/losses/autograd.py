@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .objective import Algorithm, Objective, Terms
+from .relations import table_dtype
 
 
 class Ranking(NamedTuple):
@@ -133,8 +134,7 @@ def _working_dtype(logits: Tensor) -> torch.dtype:
 def _lowest_relevant(positives: Tensor, delta: float) -> Tensor:
     """Scalar below which no negative has an effect: min_i s_i - delta, and a little less, so that
     rounding to the type of the logits loses none."""
-    precise = torch.float32 if positives.device.type == "mps" else torch.float64
-    lowest = positives.min().to(precise) - delta
+    lowest = positives.min().to(table_dtype(positives)) - delta
     margin = lowest.abs() * (2 * torch.finfo(positives.dtype).eps)
     return lowest - margin
 

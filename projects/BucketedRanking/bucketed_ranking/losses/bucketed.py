@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .objective import Tables
-from .relations import relation
+from .relations import relation, table_dtype
 
 
 class Buckets(Tables):
@@ -29,8 +29,7 @@ class Buckets(Tables):
         ascending = self.positives.sort().values
         # The bucket of each negative: the number of positives that it scores no lower than.
         self._bucket_of = torch.searchsorted(ascending, negatives, right=True)
-        # Counts and sums over up to 1e8 negatives need more than float32; MPS has nothing wider.
-        precise = torch.float32 if negatives.device.type == "mps" else torch.float64
+        precise = table_dtype(negatives)
         sizes = torch.zeros(len(ascending) + 1, dtype=precise, device=negatives.device)
         sums = torch.zeros_like(sizes)
         sizes.index_add_(0, self._bucket_of, torch.ones_like(negatives, dtype=precise))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .dominance import dominance_sums
 from .objective import NegativeGrad, Tables
+from .relations import table_dtype
 from .search import count_below
 
 
@@ -53,7 +54,7 @@ class Bins(Tables):
     """
 
     def __init__(self, positives: Tensor, delta: float) -> None:
-        super().__init__(positives.to(_table_dtype(positives)), delta)
+        super().__init__(positives.to(table_dtype(positives)), delta)
         self._logits = positives
         self._negatives: Histogram | None = None
         self._located: Located | None = None
@@ -166,10 +167,6 @@ class Bins(Tables):
         base = torch.cat([zero, zero, (density * self._widths).cumsum(0)])
         base[1:] += slope[1:] * self._gap
         return base, slope
-
-
-def _table_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
 def _two_sum(values: Tensor, step: float) -> tuple[Tensor, Tensor]:

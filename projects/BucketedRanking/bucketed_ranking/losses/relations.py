@@ -1,5 +1,6 @@
 """The relation H between two logits, from which every rank and every error is summed."""
 
+import torch
 from torch import Tensor
 
 
@@ -17,3 +18,8 @@ def relation(difference: Tensor, delta: float) -> Tensor:
 def own_relation(delta: float) -> float:
     """H_delta(0): what a logit counts for in its own sum of relations."""
     return 1.0 if delta == 0 else 0.5
+
+
+def table_dtype(logits: Tensor) -> torch.dtype:
+    """float64, in which sums over very many logits stay precise; MPS has nothing above float32."""
+    return torch.float32 if logits.device.type == "mps" else torch.float64
