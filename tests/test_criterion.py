@@ -3,12 +3,17 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from bucketed_ranking.criterion import (
+    BOX_MARK,
+    CLASSIFICATION_MARK,
     RankingCriterion,
     aligned_box_iou,
     dice_losses,
     positive_rows,
+    self_balanced,
 )
 from bucketed_ranking.losses import RankingLoss
 
@@ -53,8 +58,8 @@ def test_iou_of_boxes_worked_out_by_hand():
 @pytest.mark.parametrize("name", ["ap", "bap", "rs", "brs"])
 def test_classification_is_the_ranking_loss_with_iou_as_quality(name):
     head = one_head()
-    losses = RankingCriterion(RankingLoss(name))(**head)
-    qualities = aligned_box_iou(head["pred_boxes"].detach(), TARGETS)
+    losses, _, _, qualities, _ = RankingCriterion(RankingLoss(name))(**head)
+    torch.testing.assert_close(qualities, aligned_box_iou(head["pred_boxes"].detach(), TARGETS))
     expected = RankingLoss(name)(head["logits"], dense_targets(head, qualities))
     for key, value in expected.items():
         torch.testing.assert_close(losses[key], value)
@@ -63,7 +68,7 @@ def test_classification_is_the_ranking_loss_with_iou_as_quality(name):
 
 def test_self_balance_gives_the_box_loss_the_value_of_the_classification_loss():
     head = one_head()
-    losses = RankingCriterion(RankingLoss("brs"))(**head)
+    losses = RankingCriterion(RankingLoss("brs"))(**head).losses
     torch.testing.assert_close(
         losses["loss_box_reg"], losses["loss_rank"] + losses["loss_sort"], check_stride=False
     )
@@ -77,7 +82,7 @@ def test_box_loss_of_ap_is_twice_the_score_weighted_giou_by_default():
     scores = head["logits"].detach()[head["positives"]].sigmoid().amax(dim=1)
     errors = 1 - generalized_iou(head["pred_boxes"], TARGETS)
     expected = 2 * (scores * errors).sum() / scores.sum()
-    torch.testing.assert_close(criterion(**head)["loss_box_reg"], expected)
+    torch.testing.assert_close(criterion(**head).losses["loss_box_reg"], expected)
 
 
 def generalized_iou(boxes: Tensor, targets: Tensor) -> Tensor:
@@ -101,31 +106,104 @@ def test_dice_loss_worked_out_by_hand():
     assert nothing.tolist() == [1.0], "and no division by zero"
 
 
-@pytest.mark.parametrize(("name", "balances"), [("brs", True), ("rs-exact", True), ("bap", False)])
-def test_another_loss_of_the_positives_is_balanced_like_the_box_loss(name, balances):
+@pytest.mark.parametrize("name", ["brs", "rs-exact", "bap", "alrp"])
+def test_another_loss_of_the_positives_can_be_balanced_by_the_result(name):
     head = one_head()
-    criterion = RankingCriterion(RankingLoss(name))
-    losses = criterion(**head)
+    result = RankingCriterion(RankingLoss(name), weight=0.2)(**head)
     mask_loss = torch.tensor(0.3, requires_grad=True)
-    balanced = criterion.balanced(mask_loss)
+    balanced = self_balanced(mask_loss, result.classification)
     balanced.backward()
-    classification = losses["loss_rank"] + losses.get("loss_sort", 0)
-    expected = classification.detach() if balances else torch.tensor(0.3)
-    torch.testing.assert_close(balanced.detach(), expected, check_stride=False)
-    assert mask_loss.grad == pytest.approx(float(expected / 0.3)), "the balance is a constant"
+    classification = (result.losses["loss_rank"] + result.losses.get("loss_sort", 0)) / 0.2
+    torch.testing.assert_close(result.classification, classification.detach(), check_stride=False)
+    torch.testing.assert_close(balanced.detach(), result.classification)
+    expected = float(result.classification / 0.3)
+    assert mask_loss.grad == pytest.approx(expected), "the balance is a constant"
     scores = head["logits"].detach()[head["positives"]].sigmoid().amax(dim=1)
-    torch.testing.assert_close(criterion.positive_scores, scores)
+    torch.testing.assert_close(result.scores, scores)
+
+
+def test_a_call_leaves_nothing_behind():
+    criterion = RankingCriterion(RankingLoss("brs"))
+    before = dict(vars(criterion))
+    first = criterion(**one_head(0)).losses
+    criterion(**one_head(1))
+    assert vars(criterion) == before
+    assert not list(criterion.buffers())
+    torch.testing.assert_close(criterion(**one_head(0)).losses, first, rtol=0, atol=0)
+
+
+def detr_layer(**options):
+    """A layer of a DETR with two images of 20 queries, whose boxes are cx, cy, w, h in 0..1: the
+    result, the predicted boxes, and its two box losses before anything is done to them."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 20, NUM_CLASSES, generator=generator).requires_grad_()
+    boxes = (0.2 + 0.4 * torch.rand(2, 20, 4, generator=generator)).requires_grad_()
+    labels = torch.full((2, 20), NUM_CLASSES)
+    labels[0, 4], labels[0, 9], labels[1, 2] = 1, 0, 2
+    targets = 0.2 + 0.4 * torch.rand(3, 4, generator=generator)
+    labels, logits = labels.flatten(), logits.flatten(0, 1)
+    positives = positive_rows(labels, NUM_CLASSES)
+    matched = boxes.flatten(0, 1)[positives]
+    corners, target_corners = (box_convert(b, "cxcywh", "xyxy") for b in (matched, targets))
+    box_losses = {
+        "loss_bbox": (matched - targets).abs().sum() / len(targets),
+        "loss_giou": generalized_box_iou_loss(corners, target_corners, reduction="mean"),
+    }
+    criterion = RankingCriterion(RankingLoss("rs-exact"), **options)
+    result = criterion(logits, labels, positives, corners, target_corners, box_losses)
+    return result, boxes, box_losses
+
+
+def test_the_layers_of_a_detr_bring_l1_and_giou_each_balanced_alone():
+    result, boxes, given = detr_layer(rank_weight=2.0)
+    plain, _, _ = detr_layer()
+    assert list(result.losses) == ["loss_rank", "loss_sort", "loss_bbox", "loss_giou"]
+    for name in ("loss_rank", "loss_sort"):
+        torch.testing.assert_close(result.losses[name], 2 * plain.losses[name])
+    total = result.losses["loss_rank"] + result.losses["loss_sort"]
+    for name, loss in given.items():
+        torch.testing.assert_close(result.losses[name], total, check_stride=False)
+        torch.testing.assert_close(result.statistics[name], loss.detach())
+        found, own = (torch.autograd.grad(x, boxes, retain_graph=True)[0]
+                      for x in (result.losses[name], loss))  # fmt: skip
+        torch.testing.assert_close(found, own * (total / loss).detach())
+
+
+def test_each_box_loss_has_its_own_weight():
+    result, _, given = detr_layer(
+        self_balance=False, box_weight={"loss_bbox": 5.0, "loss_giou": 2.0}, weight=0.5
+    )
+    torch.testing.assert_close(result.losses["loss_bbox"], 2.5 * given["loss_bbox"])
+    torch.testing.assert_close(result.losses["loss_giou"], given["loss_giou"])
+
+
+@pytest.mark.parametrize("losses", [{}, {"a": torch.ones(3), "b": torch.ones(3)}])
+def test_alrp_takes_one_box_loss(losses):
+    with pytest.raises(ValueError, match="aLRP loss needs box_losses"):
+        RankingCriterion(RankingLoss("alrp"))(**one_head(), box_losses=losses)
+
+
+def test_there_is_no_ranking_over_processes_yet():
+    with pytest.raises(NotImplementedError, match="several processes"):
+        RankingCriterion(RankingLoss("brs"))(**one_head(), group="everybody")
+
+
+def test_a_profiler_finds_the_two_parts():
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        sum(RankingCriterion(RankingLoss("brs"))(**one_head()).losses.values()).backward()
+    names = {event.key for event in found.key_averages()}
+    assert {CLASSIFICATION_MARK, BOX_MARK, "_RankingFunctionBackward"} <= names
 
 
 def test_options_override_the_habits_of_the_objective():
     criterion = RankingCriterion(RankingLoss("bap"), self_balance=True, box_weight=3.0)
-    losses = criterion(**one_head())
+    losses = criterion(**one_head()).losses
     torch.testing.assert_close(losses["loss_box_reg"], 3 * losses["loss_rank"])
 
 
 def test_weight_scales_every_loss():
-    plain = RankingCriterion(RankingLoss("brs"))(**one_head())
-    scaled = RankingCriterion(RankingLoss("brs"), weight=0.2)(**one_head())
+    plain = RankingCriterion(RankingLoss("brs"))(**one_head()).losses
+    scaled = RankingCriterion(RankingLoss("brs"), weight=0.2)(**one_head()).losses
     for key, value in plain.items():
         torch.testing.assert_close(scaled[key], 0.2 * value)
 
@@ -134,12 +212,12 @@ def test_a_positive_whose_box_misses_its_target_stays_a_positive():
     head = one_head()
     with torch.no_grad():
         head["pred_boxes"][1] += 500
-    criterion = RankingCriterion(RankingLoss("brs"))
-    losses = criterion(**head)
-    losses["loss_rank"].backward()
+    result = RankingCriterion(RankingLoss("brs"))(**head)
+    result.losses["loss_rank"].backward()
     index = head["positives"][1], head["labels"][head["positives"][1]]
     assert head["logits"].grad[index] < 0, "its score is still pushed up"
-    assert criterion.statistics["num_positives"] == 3
+    assert result.statistics["num_positives"] == 3
+    assert 0 < result.qualities[1] < 1e-3
 
 
 @pytest.mark.parametrize("name", ["ap", "bap", "alrp", "rs", "brs", "alrp-exact", "rs-exact"])
@@ -147,10 +225,10 @@ def test_without_positives_losses_are_zero_and_the_graph_connected(name):
     logits = torch.randn(20, NUM_CLASSES, requires_grad=True)
     boxes = torch.zeros(0, 4, requires_grad=True)
     labels = torch.full((20,), NUM_CLASSES)
-    losses = RankingCriterion(RankingLoss(name))(
+    result = RankingCriterion(RankingLoss(name))(
         logits, labels, positive_rows(labels, NUM_CLASSES), boxes, torch.zeros(0, 4)
     )
-    total = sum(losses.values())
+    total = sum(result.losses.values())
     assert total == 0
     total.backward()
     assert not logits.grad.any()
@@ -158,7 +236,7 @@ def test_without_positives_losses_are_zero_and_the_graph_connected(name):
 
 def test_ignored_anchors_get_no_gradient():
     head = one_head()
-    RankingCriterion(RankingLoss("brs"))(**head)["loss_rank"].backward()
+    RankingCriterion(RankingLoss("brs"))(**head).losses["loss_rank"].backward()
     assert not head["logits"].grad[7].any()
     assert head["logits"].grad[8].any()
 
@@ -167,18 +245,21 @@ def test_nan_is_never_hidden():
     head = one_head()
     with torch.no_grad():
         head["logits"][0, 0] = float("nan")
-    assert sum(RankingCriterion(RankingLoss("brs"))(**head).values()).isnan()
+    assert sum(RankingCriterion(RankingLoss("brs"))(**head).losses.values()).isnan()
 
 
 @pytest.mark.parametrize("name", ["alrp", "alrp-exact"])
 def test_alrp_takes_its_localisation_part_for_the_box_loss(name):
     head = one_head()
-    losses = RankingCriterion(RankingLoss(name), self_balance=False, box_weight=1.0)(**head)
-    errors = (1 - generalized_iou(head["pred_boxes"], TARGETS)) / 2
+    losses = RankingCriterion(RankingLoss(name))(**head).losses
+    errors = 1 - generalized_iou(head["pred_boxes"], TARGETS)
     targets = dense_targets(head, torch.ones(3))
     expected = RankingLoss("alrp")(head["logits"], targets, errors)
     assert set(losses) == {"loss_rank", "loss_box_reg"}
     torch.testing.assert_close(losses["loss_box_reg"], expected["loss_loc"])
+    gradients = [torch.autograd.grad(each["loss_rank"], head["logits"])[0]
+                 for each in (losses, expected)]  # fmt: skip
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -186,20 +267,19 @@ def test_half_precision_logits_give_the_losses_of_their_upcast(dtype):
     head = one_head()
     half = head["logits"].detach().to(dtype)
     criterion = RankingCriterion(RankingLoss("brs"))
-    losses = criterion(**{**head, "logits": half})
-    expected = criterion(**{**head, "logits": half.float()})
+    losses = criterion(**{**head, "logits": half}).losses
+    expected = criterion(**{**head, "logits": half.float()}).losses
     for key, value in expected.items():
         torch.testing.assert_close(losses[key], value)
 
 
 def test_statistics_are_detached_scalars():
-    criterion = RankingCriterion(RankingLoss("brs"))
-    losses = criterion(**one_head())
-    assert set(criterion.statistics) == {
+    result = RankingCriterion(RankingLoss("brs"), rank_weight=2.0)(**one_head())
+    assert set(result.statistics) == {
         "num_positives", "mean_quality", "box_error", "ranking_error", "sorting_error"
     }  # fmt: skip
-    assert all(v.ndim == 0 and not v.requires_grad for v in criterion.statistics.values())
-    assert criterion.statistics["ranking_error"] == losses["loss_rank"]
+    assert all(v.ndim == 0 and not v.requires_grad for v in result.statistics.values())
+    assert 2 * result.statistics["ranking_error"] == result.losses["loss_rank"]
 
 
 def test_wrong_shapes_are_told():

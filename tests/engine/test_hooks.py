@@ -1,4 +1,4 @@
-"""Hooks on their own: timing leaves training alone, statistics arrive, metrics are trimmed."""
+"""Hooks on their own: timing leaves training alone, metrics are trimmed."""
 
 import json
 from types import SimpleNamespace
@@ -10,7 +10,6 @@ from detectron2.utils.events import EventStorage
 
 from bucketed_ranking.engine.hooks import (
     LossTimer,
-    RankingStatistics,
     StepTimer,
     _detached,
     drop_metrics_after,
@@ -81,20 +80,6 @@ def test_without_enough_steps_there_is_no_time():
     assert timer.median_seconds() is None
     timer.seconds += [1.0, 3.0, 2.0]
     assert timer.median_seconds() == 2.0
-
-
-def test_statistics_of_every_head_reach_the_storage():
-    model = build_model(narrow_config("faster_rcnn_tiny", "brs")).train()
-    hook = RankingStatistics(model, period=2)
-    with EventStorage() as storage:
-        model(random_batch())
-        for iteration in range(2):
-            hook.trainer = SimpleNamespace(iter=iteration, storage=storage)
-            hook.after_step()
-            names = set(storage.latest())
-            assert any("num_positives" in name for name in names) == (iteration == 1)
-        assert "proposal_generator.criterion/ranking_error" in names
-        assert "roi_heads.box_predictor.criterion/sorting_error" in names
 
 
 def test_metrics_written_after_the_last_checkpoint_are_dropped(tmp_path):

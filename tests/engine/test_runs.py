@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bucketed_ranking.balance import FIRST_FACTOR
 from bucketed_ranking.engine import hooks, runs, setup
 from bucketed_ranking.engine.trainer import Trainer
 from bucketed_ranking.errors import BucketRankError
@@ -61,6 +62,7 @@ def test_a_run_leaves_everything_that_is_needed_later(tmp_path):
     [
         ("retinanet_tiny", "brs", 4),
         ("retinanet_tiny", "brs", 1),  # before the first checkpoint
+        ("retinanet_tiny", "alrp-exact", 4),  # in the middle of an epoch of its balance
         ("retinanet_tiny", "score", 4),
         ("faster_rcnn_tiny", "score", 4),
     ],
@@ -98,6 +100,23 @@ def test_resuming_continues_to_the_same_result(tmp_path, detector, loss, killed_
         for line in (tmp_path / "cut" / "metrics.json").read_text().splitlines()
     ]
     assert iterations == sorted(set(iterations))
+
+
+@pytest.mark.usefixtures("blobs")
+def test_balance_of_alrp_knows_the_epoch_and_starts_anew_with_a_new_run(tmp_path):
+    runs.train(run_config(tmp_path / "first", loss="alrp-exact"))
+    last = weights_of(tmp_path / "first")
+    # 12 images, 2 at a time: the last of the 6 steps ends an epoch, here and when resuming above.
+    assert last["balance.factor"] != FIRST_FACTOR
+    assert last["balance.iterations"] == 0
+
+    weights = str(tmp_path / "first" / "model_final.pth")
+    trainer = Trainer(run_config(tmp_path / "next", "MODEL.WEIGHTS", weights, loss="alrp-exact"))
+    trainer.resume_or_load(resume=False)
+    assert trainer.model.balance.epoch_iterations == 6
+    assert trainer.model.balance.factor == FIRST_FACTOR
+    assert trainer.model.balance.iterations == 0
+    assert torch.equal(trainer.model.head.cls_score.weight.cpu(), last["head.cls_score.weight"])
 
 
 @pytest.mark.usefixtures("blobs")

@@ -171,12 +171,14 @@ def test_alrp_parts_reach_their_own_inputs_only(
     assert not none.any()
     none, grad = torch.autograd.grad(localisation, (logits, boxes))
     assert not none.any()
-    # The plain gradient of a mean of box losses weighted by relations that are held fixed.
+    # The public code's form: box losses summed in the order of the scores, over smoothed ranks that
+    # are held fixed; the gradient is that of autograd.
     positives = logits.detach()[case.is_positive]
     negatives = logits.detach()[~case.is_positive]
-    weights = ((positives[:, None] - positives) / 2 + 0.5).clamp(0, 1).fill_diagonal_(1)
-    rank = weights.sum(0) + ((negatives[:, None] - positives) / 2 + 0.5).clamp(0, 1).sum(0)
-    mean = ((weights * boxes[:, None]).sum(0) / rank).mean()
+    smoothed = ((positives[:, None] - positives) / 2 + 0.5).clamp(0, 1).fill_diagonal_(1)
+    rank = smoothed.sum(0) + ((negatives[:, None] - positives) / 2 + 0.5).clamp(0, 1).sum(0)
+    order = positives.argsort(descending=True)
+    mean = (boxes[order].cumsum(0) / rank[order]).mean()
     torch.testing.assert_close(mean, localisation)
     assert relative_error(grad, torch.autograd.grad(mean, boxes)[0]) < 1e-13
 

@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from bucketed_ranking.config import SCORE_LOSS
 from bucketed_ranking.engine.checkpoint import SafeCheckpointer
 from bucketed_ranking.losses import LOSS_NAMES
+from bucketed_ranking.modeling.ranking import WRITE_PERIOD
 from tests.small_detectors import ALL_SCORES, DETECTORS, narrow_config, random_batch
 
 LOSSES = [SCORE_LOSS, *LOSS_NAMES]
@@ -102,14 +103,22 @@ def test_overfitting_one_batch_lowers_every_loss(detector):
     batch = random_batch()
     history = []
     for _ in range(40):
-        losses = losses_of(model, batch)
+        with EventStorage(WRITE_PERIOD - 1) as storage:
+            losses = model(batch)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
         history.append({name: value.item() for name, value in losses.items()})
-    for name in history[0]:
-        if name.startswith(("loss_rank", "loss_box_reg")):
-            assert history[-1][name] < 0.6 * history[0][name], (name, history[0], history[-1])
+        errors = storage.latest()
+        for head in {"dense_head/box_error", "rpn/box_error"} & errors.keys():
+            history[-1][head] = errors[head][0]
+    for name, last in history[-1].items():
+        # Later stages of a cascade have nothing to sort before the first finds something.
+        highest = max(values[name] for values in history)
+        # The value of a balanced box loss is that of the classification loss. The error behind it
+        # is told apart where the positives stay the same: in heads of anchors.
+        limit = 0.95 if name.endswith("_error") else 0.8
+        assert 0 <= last < limit * highest, (name, history[0], history[-1])
 
 
 @pytest.mark.parametrize("detector", DETECTORS)

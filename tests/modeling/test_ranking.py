@@ -1,10 +1,14 @@
-"""The criterion that a config describes."""
+"""The criterion that a config describes, and what its heads put into the event storage."""
 
 import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
+from bucketed_ranking.balance import EpochBalance
 from bucketed_ranking.errors import BucketRankError
-from bucketed_ranking.modeling.ranking import build_criterion
-from tests.small_detectors import narrow_config
+from bucketed_ranking.modeling.ranking import WRITE_PERIOD, build_criterion
+from tests.small_detectors import narrow_config, random_batch
 
 
 def criterion(loss: str, *options: str, weight: float = 1.0):
@@ -54,3 +58,38 @@ def test_a_ranking_head_with_the_score_loss_is_told():
     cfg.MODEL.RANKING.LOSS = "score"
     with pytest.raises(BucketRankError, match="use Detectron2's own head"):
         build_criterion(cfg)
+
+
+def test_statistics_of_every_head_reach_the_storage_when_they_are_written():
+    model = build_model(narrow_config("cascade_mask_rcnn_tiny", "brs")).train()
+    with EventStorage() as storage:
+        model(random_batch())
+        assert not any(name.startswith("rpn/mean") for name in storage.latest())
+        storage.iter = WRITE_PERIOD - 1
+        model(random_batch())
+    names = set(storage.latest())
+    heads = ["rpn", "stage0/roi_head", "stage1/roi_head", "stage2/roi_head"]
+    assert {f"{head}/ranking_error" for head in heads} <= names
+    assert {f"{head}/mean_quality" for head in heads} <= names
+    assert "mask_head/mask_error" in names
+
+
+def test_only_alrp_is_balanced_over_epochs():
+    for loss, expected in (("brs", 0), ("ap", 0), ("alrp-exact", 2)):
+        model = build_model(narrow_config("faster_rcnn_tiny", loss))
+        assert sum(isinstance(each, EpochBalance) for each in model.modules()) == expected
+    off = narrow_config("faster_rcnn_tiny", "alrp", "MODEL.RANKING.SELF_BALANCE", "False")
+    assert not any(isinstance(each, EpochBalance) for each in build_model(off).modules())
+
+
+def test_a_head_with_alrp_balances_its_box_loss_over_epochs():
+    torch.manual_seed(0)
+    model = build_model(narrow_config("retinanet_tiny", "alrp-exact")).train()
+    model.balance.epoch_iterations = 2
+    with EventStorage(WRITE_PERIOD - 1) as storage:
+        factors = []
+        for _ in range(3):
+            losses = model(random_batch())
+            rank, box = (storage.latest()[f"dense_head/{k}_error"][0] for k in ("ranking", "box"))
+            factors.append(losses["loss_box_reg"].item() / box)
+    assert factors == pytest.approx([50, (rank + box) / box, (rank + box) / box])

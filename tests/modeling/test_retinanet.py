@@ -6,9 +6,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from bucketed_ranking.criterion import RankingCriterion
-from bucketed_ranking.losses import RankingLoss
-from bucketed_ranking.modeling.ranking import dense_head_losses
+from bucketed_ranking.modeling.ranking import WRITE_PERIOD
 from tests.small_detectors import narrow_config, random_batch
 
 
@@ -32,12 +30,13 @@ def test_dense_head_hands_each_positive_its_own_anchor_delta_and_target():
     labels = torch.tensor([[1, 1, 1], [1, 1, 0]])
     targets = [torch.zeros(3, 4), torch.zeros(3, 4)]
     targets[1][2] = torch.tensor([10.0, 20.0, 30.0, 40.0])
-    criterion = RankingCriterion(RankingLoss("brs"))
-    transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-    losses = dense_head_losses(criterion, transform, anchors, logits, labels, deltas, targets)
-    assert criterion.statistics["num_positives"] == 1
+    head = build_model(narrow_config("retinanet_tiny", "brs"))
+    head.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+    with EventStorage(WRITE_PERIOD - 1) as storage:
+        losses = head.dense_losses("head", anchors, logits, labels, deltas, targets)
+    assert storage.latest()["head/num_positives"][0] == 1
     # The anchor moved by half its width is the target: IoU 1, box loss 0.
-    torch.testing.assert_close(criterion.statistics["mean_quality"], torch.tensor(1.0))
+    assert storage.latest()["head/mean_quality"][0] == 1
     assert losses["loss_box_reg"] == 0
 
 

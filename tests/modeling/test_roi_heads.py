@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks, pairwise_iou
 from detectron2.utils.events import EventStorage
 
+from bucketed_ranking.modeling.ranking import WRITE_PERIOD
 from tests.small_detectors import NUM_CLASSES, narrow_config, random_batch
 
 
@@ -59,9 +60,10 @@ def test_box_loss_uses_the_box_of_the_target_class():
     weight_x = predictor.box2box_transform.weights[0]
     deltas[0, 2] = torch.tensor([0.5 * weight_x, 0.0, 0.0, 0.0])
     logits = torch.zeros(2, NUM_CLASSES)
-    losses = predictor.losses((logits, deltas.flatten(1)), [proposals])
+    with EventStorage(WRITE_PERIOD - 1) as storage:
+        losses = predictor.losses((logits, deltas.flatten(1)), [proposals])
     assert losses["loss_box_reg"].abs() < 1e-5
-    torch.testing.assert_close(predictor.criterion.statistics["mean_quality"], torch.tensor(1.0))
+    assert storage.latest()["roi_head/mean_quality"][0] == pytest.approx(1)
 
 
 def test_class_agnostic_boxes_train():
@@ -100,11 +102,11 @@ def test_ignored_proposals_are_neither_ranked_nor_masked(detector):
 @pytest.mark.parametrize("loss", ["brs", "bap"])
 def test_mask_loss_is_dice_weighted_by_score_and_balanced(loss):
     model = build("mask_rcnn_tiny", loss)
-    losses = losses_of(model)
-    statistics = model.roi_heads.box_predictor.criterion.statistics
+    with EventStorage(WRITE_PERIOD - 1) as storage:
+        losses = model(random_batch())
     # An untrained mask head says 1/2 everywhere: a Dice loss between 0 and 1.
-    assert 0 < statistics["mask_error"] < 1
-    expected = statistics["mask_error"]
+    expected = torch.tensor(storage.latest()["mask_head/mask_error"][0])
+    assert 0 < expected < 1
     if loss == "brs":
         expected = losses["loss_rank"] + losses["loss_sort"]
     torch.testing.assert_close(losses["loss_mask"], expected, check_stride=False)
@@ -116,7 +118,8 @@ def test_mask_head_takes_the_mask_of_the_target_class_and_weighs_by_score():
     covered, half = [0, 0, 10, 0, 10, 10, 0, 10], [0, 0, 5, 0, 5, 10, 0, 10]
     images = [
         Instances((10, 10), proposal_boxes=Boxes(box), gt_classes=torch.tensor([index]),
-                  gt_masks=PolygonMasks([[polygon]]), scores=torch.tensor([score]))
+                  gt_masks=PolygonMasks([[polygon]]), scores=torch.tensor([score]),
+                  classification_loss=torch.tensor([0.7]))
         for index, polygon, score in ((1, covered, 0.9), (3, half, 0.3))
     ]  # fmt: skip
     images.insert(1, images[0][:0])
@@ -125,7 +128,13 @@ def test_mask_head_takes_the_mask_of_the_target_class_and_weighs_by_score():
     head.layers = lambda x: logits
     # The first is perfect; the second predicts 16 cells where 8 are: 1 - 2 * 8 / (16 + 8).
     expected = torch.tensor(0.3 / 1.2 * (1 - 16 / 24))
-    torch.testing.assert_close(head(None, images)["loss_mask"], expected)
+    with EventStorage(WRITE_PERIOD - 1) as storage:
+        balanced = head(None, images)["loss_mask"]
+        for image in images:
+            image.remove("classification_loss")
+        torch.testing.assert_close(head(None, images)["loss_mask"], expected)
+    assert storage.latest()["mask_head/mask_error"][0] == pytest.approx(expected.item())
+    torch.testing.assert_close(balanced, torch.tensor(0.7))
 
 
 def test_no_more_masks_than_allowed_each_with_the_score_of_its_proposal():

@@ -4,6 +4,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from bucketed_ranking.modeling.ranking import WRITE_PERIOD
 from tests.small_detectors import narrow_config, random_batch
 
 
@@ -14,19 +15,19 @@ def rpn_call(*options: str):
     rpn.criterion.register_forward_pre_hook(
         lambda module, args: seen.update(logits=args[0], labels=args[1])
     )
-    with EventStorage():
+    with EventStorage(WRITE_PERIOD - 1) as storage:
         losses = model(random_batch())
-    return rpn, seen, losses
+    return storage.latest(), seen, losses
 
 
 def test_no_anchor_is_left_out_by_sampling():
-    rpn, seen, _ = rpn_call("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "4")
+    statistics, seen, _ = rpn_call("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "4")
     positives, negatives = (seen["labels"] == 0).sum(), (seen["labels"] == 1).sum()
     ignored = (seen["labels"] == -1).sum()
     assert positives > 8 or negatives > 8
     assert positives + negatives + ignored == len(seen["logits"])
     assert ignored < 0.5 * len(seen["logits"])
-    assert rpn.criterion.statistics["num_positives"] == positives
+    assert statistics["rpn/num_positives"][0] == positives
 
 
 def test_losses_have_the_rpns_names_and_weight():

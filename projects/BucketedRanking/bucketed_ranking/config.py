@@ -18,7 +18,8 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.RANKING.INTERPOLATED = None
     # How many logits an exact loss looks at at once, to bound its working memory. None: all.
     cfg.MODEL.RANKING.CHUNK_SIZE = None
-    # Scale the box loss to the value of the classification loss.
+    # Scale the box loss to the value of the classification loss: RS in every step, aLRP by averages
+    # over an epoch of training, from 50 in the first (the public aLRP code).
     # None: on for RS and aLRP, off for AP (their papers).
     cfg.MODEL.RANKING.SELF_BALANCE = None
     # Factor on the box loss. None: 1 with SELF_BALANCE, else 2 (AP Loss in the bucketed paper).

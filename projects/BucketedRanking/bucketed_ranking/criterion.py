@@ -1,7 +1,11 @@
-"""The one place where a detection head meets a ranking loss."""
+"""The one place where a detection head meets a ranking loss. It keeps nothing of a call."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torchvision.ops import generalized_box_iou_loss
 
 from .losses import RankingLoss
@@ -9,6 +13,17 @@ from .losses import RankingLoss
 # A positive whose predicted box misses its target keeps this quality: it stays a positive.
 _MIN_QUALITY = 1e-6
 _MIN_DENOMINATOR = 1e-6
+
+CLASSIFICATION_MARK = "bucketrank.classification_loss"
+BOX_MARK = "bucketrank.box_loss"
+"""Names under which ``torch.profiler`` finds the ranking and the GIoU loss of a call, forward. The
+ranking's backward pass is the event "_RankingFunctionBackward". A head marks losses that it brings.
+"""
+
+BOX_LOSS = "loss_box_reg"
+"""Name of the box loss of dense and RoI heads, as Detectron2 calls it."""
+
+_STATISTICS = {"loss_rank": "ranking_error", "loss_sort": "sorting_error", BOX_LOSS: "box_error"}
 
 
 def positive_rows(labels: Tensor, num_classes: int) -> Tensor:
@@ -61,20 +76,49 @@ def score_weighted_mean(losses: Tensor, scores: Tensor) -> Tensor:
     return (scores * losses).sum() / scores.sum().clamp(min=_MIN_DENOMINATOR)
 
 
+def self_balanced(loss: Tensor, classification: Tensor) -> Tensor:
+    """A scalar loss of the positives, scaled to the value of their classification loss.
+
+    Args:
+        loss: the box or mask loss.
+        classification: ``RankingResult.classification`` of the head that scored the positives.
+    """
+    return loss * classification / loss.detach().clamp(min=_MIN_DENOMINATOR)
+
+
+class RankingResult(NamedTuple):
+    """What one call of :class:`RankingCriterion` gives."""
+
+    losses: dict[str, Tensor]
+    """Scalars: "loss_rank", for RS "loss_sort", and the box losses by their names."""
+    classification: Tensor
+    """Scalar, detached: the sum of the classification losses, which others are balanced by."""
+    scores: Tensor
+    """[P], detached: the largest score of each positive."""
+    qualities: Tensor
+    """[P], detached: IoU of each positive's predicted box with its target, above 0."""
+    statistics: dict[str, Tensor]
+    """Detached scalars of what people watch; reading their values makes the host wait."""
+
+
 class RankingCriterion(nn.Module):
-    """Classification by ranking plus score-weighted GIoU, for any dense or RoI head.
+    """Classification by ranking, and the losses of the positives' boxes, for any detection head.
 
     The recipe of RS Loss (Oksuz et al., ICCV 2021), which the bucketed losses share: one ranking
     over all anchors x classes of the batch, no sampling; the box loss is the GIoU loss of the
     positives, weighted by their largest predicted score and, with ``self_balance``, scaled to the
-    value of the classification loss.
+    value of the classification loss. A head may bring other box losses: DETR's layers L1 and GIoU.
+
+    aLRP takes the box loss into its ranking: the localisation part is its box loss, and is left to
+    :class:`EpochBalance` to balance.
 
     Args:
         loss: the ranking loss, for example ``RankingLoss("brs")``.
-        box_weight: factor on the box loss; None takes 1 with ``self_balance`` and 2 without, the
-            AP Loss setting of the paper.
-        self_balance: scale the box loss by detach(classification loss) / detach(box loss); None
+        box_weight: factor on the box losses, one for all or by their names; None takes 1 with
+            ``self_balance`` and 2 without, the AP Loss setting of the paper.
+        self_balance: scale each box loss by detach(classification loss) / detach(box loss); None
             takes the objective's habit: on for RS and aLRP, off for AP.
+        rank_weight: factor on the classification losses; box losses are balanced by the product.
         weight: factor on every loss that is returned (0.2 in the RPN).
     """
 
@@ -82,18 +126,17 @@ class RankingCriterion(nn.Module):
         self,
         loss: RankingLoss,
         *,
-        box_weight: float | None = None,
+        box_weight: float | Mapping[str, float] | None = None,
         self_balance: bool | None = None,
+        rank_weight: float = 1.0,
         weight: float = 1.0,
     ):
         super().__init__()
         self.loss = loss
         self.self_balance = loss.objective != "ap" if self_balance is None else self_balance
         self.box_weight = (1.0 if self.self_balance else 2.0) if box_weight is None else box_weight
+        self.rank_weight = rank_weight
         self.weight = weight
-        self.statistics: dict[str, Tensor] = {}
-        self.positive_scores: Tensor | None = None
-        self._classification: Tensor | None = None
 
     def forward(
         self,
@@ -102,63 +145,69 @@ class RankingCriterion(nn.Module):
         positives: Tensor,
         pred_boxes: Tensor,
         target_boxes: Tensor,
-    ) -> dict[str, Tensor]:
+        box_losses: Mapping[str, Tensor] | None = None,
+        group: "torch.distributed.ProcessGroup | None" = None,
+    ) -> RankingResult:
         """Losses of one head.
 
         Args:
             logits: [A, C], sigmoid classification without a background column.
-            labels: [A], class index, C for background, -1 for ignored.
-            positives: [P], ``positive_rows(labels, C)``.
-            pred_boxes: [P, 4], decoded boxes of the positives, x1, y1, x2, y2 in pixels.
+            labels: [A], class index, C for background, -1 for ignored: one class a row at most.
+            positives: [P], ``positive_rows(labels, C)``, in any order.
+            pred_boxes: [P, 4], decoded boxes of the positives, x1, y1, x2, y2 in any unit.
             target_boxes: [P, 4], the boxes that they are assigned to.
+            box_losses: losses of the positives by name, each [P], to be averaged with the scores as
+                weights, or a scalar, which the head has averaged itself. None: "loss_box_reg", the
+                GIoU loss [P].
+            group: processes whose images are to be ranked together; None: each process ranks its
+                own images. Nothing else is there yet.
 
-        Returns:
-            Scalars "loss_rank", "loss_box_reg" and, for RS, "loss_sort". After the call,
-            ``statistics`` holds detached scalars of what people watch; reading their values is
-            left to whoever logs them, so that nothing here makes the device wait.
-            ``positive_scores`` [P] then are the largest scores of the positives, detached.
+        Raises:
+            ValueError: logits and labels do not fit each other, or the box losses do not fit aLRP.
+            NotImplementedError: a group is given.
         """
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
             raise ValueError(
                 f"logits must be [A, C] and labels [A], got {tuple(logits.shape)} and "
                 f"{tuple(labels.shape)}"
             )
-        num_classes = logits.shape[1]
-        box_losses = generalized_box_iou_loss(pred_boxes.float(), target_boxes.float())
-        qualities = aligned_box_iou(pred_boxes.detach().float(), target_boxes.float())
-        qualities = qualities.clamp(_MIN_QUALITY, 1.0)
-
-        losses = self.loss.forward_indexed(
-            logits,
-            positives * num_classes + labels[positives],
+        if group is not None:
+            raise NotImplementedError("a ranking over several processes is not there yet")
+        pred_boxes, target_boxes = pred_boxes.float(), target_boxes.float()
+        qualities = aligned_box_iou(pred_boxes.detach(), target_boxes).clamp(_MIN_QUALITY, 1.0)
+        if box_losses is None:
+            with record_function(BOX_MARK):
+                box_losses = {BOX_LOSS: generalized_box_iou_loss(pred_boxes, target_boxes)}
+        only = next(iter(box_losses.values())) if len(box_losses) == 1 else None
+        with record_function(CLASSIFICATION_MARK):
+            errors = self.loss.forward_indexed(
+                logits,
+                positives * logits.shape[1] + labels[positives],
+                qualities,
+                ignored_rows=labels < 0,
+                box_losses=only,  # for aLRP, which takes one
+            )
+        localisation = errors.pop("loss_loc", None)
+        losses = {name: self.rank_weight * error for name, error in errors.items()}
+        classification = torch.stack(list(losses.values())).sum().detach()
+        scores = logits.detach()[positives].float().sigmoid().amax(dim=1)
+        for name, given in box_losses.items():
+            error = given if localisation is None else localisation
+            errors[name] = score_weighted_mean(error, scores) if error.ndim else error
+            balance = self.self_balance and localisation is None
+            loss = self_balanced(errors[name], classification) if balance else errors[name]
+            losses[name] = self._box_weight(name) * loss
+        return RankingResult(
+            {name: self.weight * value for name, value in losses.items()},
+            classification,
+            scores,
             qualities,
-            ignored_rows=labels < 0,
-            # The GIoU loss lies in 0..2, aLRP's localisation error in 0..1.
-            box_losses=box_losses / 2 if self.loss.objective == "alrp" else None,
+            {
+                "num_positives": positives.new_full((), positives.numel()),
+                "mean_quality": qualities.sum() / max(positives.numel(), 1),
+                **{_STATISTICS.get(name, name): each.detach() for name, each in errors.items()},
+            },
         )
-        localisation = losses.pop("loss_loc", None)
-        self._classification = torch.stack(list(losses.values())).sum().detach()
-        self.positive_scores = logits.detach()[positives].float().sigmoid().amax(dim=1)
-        if localisation is None:
-            localisation = score_weighted_mean(box_losses, self.positive_scores)
-        losses["loss_box_reg"] = self.box_weight * self.balanced(localisation)
 
-        self.statistics = {
-            "num_positives": positives.new_full((), positives.numel()),
-            "mean_quality": qualities.sum() / max(positives.numel(), 1),
-            "box_error": localisation.detach(),
-            "ranking_error": losses["loss_rank"].detach(),
-        }
-        if "loss_sort" in losses:
-            self.statistics["sorting_error"] = losses["loss_sort"].detach()
-        return {name: self.weight * value for name, value in losses.items()}
-
-    def balanced(self, loss: Tensor) -> Tensor:
-        """A scalar loss of the positives, with ``self_balance`` scaled to the classification loss.
-
-        That is the classification loss of the last call; the mask loss is balanced like the box
-        loss, which this serves too.
-        """
-        if not self.self_balance:
-            return loss
-        return loss * self._classification / loss.detach().clamp(min=_MIN_DENOMINATOR)
+    def _box_weight(self, name: str) -> float:
+        return self.box_weight[name] if isinstance(self.box_weight, Mapping) else self.box_weight

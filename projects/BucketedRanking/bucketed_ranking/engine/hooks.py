@@ -55,23 +55,6 @@ class SeedEachIteration(HookBase):
         seed_all_rng(int(np.random.SeedSequence(key).generate_state(1)[0]) // 2)
 
 
-class RankingStatistics(HookBase):
-    """Puts the statistics of every ranking criterion into the event storage.
-
-    They are read every `period` iterations only, because reading makes the device wait.
-    """
-
-    def __init__(self, model: nn.Module, period: int = 20):
-        self.period = period
-        self.criteria = ranking_criteria(model)
-
-    def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.period == 0:
-            for name, criterion in self.criteria.items():
-                for key, value in criterion.statistics.items():
-                    self.trainer.storage.put_scalar(f"{name}/{key}", value)
-
-
 class StepTimer(HookBase):
     """Wall-clock seconds of each step, data loading included, evaluation and saving left out."""
 

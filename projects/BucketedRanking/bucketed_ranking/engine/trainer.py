@@ -1,5 +1,6 @@
 """Detectron2's trainer with this project's data, checkpoints and hooks."""
 
+import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from detectron2.utils import comm
 from rich.console import Console
 from torch import nn
 
+from ..balance import EpochBalance
 from ..errors import BucketRankError
 from .checkpoint import SafeCheckpointer
 from .data_loader import build_train_loader
@@ -19,7 +21,6 @@ from .evaluation import evaluate_model
 from .hooks import (
     LossTimer,
     ProgressLine,
-    RankingStatistics,
     SaveOnInterrupt,
     SeedEachIteration,
     StepTimer,
@@ -102,7 +103,7 @@ class Trainer(DefaultTrainer):
             else hook
             for hook in super().build_hooks()
         ]
-        watch: list[hooks.HookBase] = [RankingStatistics(self._trainer.model), SaveOnInterrupt()]
+        watch: list[hooks.HookBase] = [SaveOnInterrupt()]
         if self._progress is not None:
             watch.insert(0, self._progress)
         return [*first, *middle, *watch, last]
@@ -110,6 +111,12 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """See :meth:`DefaultTrainer.resume_or_load`; also continues the order of the data."""
         super().resume_or_load(resume)
+        for module in self._trainer.model.modules():
+            if isinstance(module, EpochBalance):
+                num_images = len(self._trainer.data_loader.loader.dataset)
+                module.epoch_iterations = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
+                if self.start_iter == 0:
+                    module.reset()  # weights of another run may have brought its averages along
         if self.start_iter > 0:
             self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, self.start_iter))
         if resume and comm.is_main_process():

@@ -5,27 +5,29 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .alrp import LocalisationRecallPrecision
+from .ap import AveragePrecision
 from .autograd import Participants, Ranking, ranking_losses
+from .bucketed import Buckets
+from .exact import Bins
+from .objective import Algorithm, Loop, Objective
+from .rs import RankSort
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    objective.name: objective
+    for objective in (AveragePrecision, LocalisationRecallPrecision, RankSort)
+}
+_ALGORITHMS: dict[str, type[Algorithm]] = {"loop": Loop, "bucketed": Buckets, "exact": Bins}
+ALGORITHMS = tuple(_ALGORITHMS)
+DEFAULT_DELTAS = {name: objective.default_delta for name, objective in OBJECTIVES.items()}
 
 LOSS_NAMES: dict[str, tuple[str, str]] = {
-    "ap": ("ap", "loop"),
-    "alrp": ("alrp", "loop"),
-    "rs": ("rs", "loop"),
-    "bap": ("ap", "bucketed"),
-    "brs": ("rs", "bucketed"),
-    "ap-exact": ("ap", "exact"),
-    "alrp-exact": ("alrp", "exact"),
-    "rs-exact": ("rs", "exact"),
+    pattern.format(name): (name, algorithm)
+    for algorithm, pattern in {"loop": "{}", "bucketed": "b{}", "exact": "{}-exact"}.items()
+    for name, objective in OBJECTIVES.items()
+    if algorithm in objective.algorithms
 }
 """Every loss that ``RankingLoss`` can be built from, as (objective, algorithm)."""
-
-ALGORITHMS = ("loop", "bucketed", "exact")
-DEFAULT_DELTAS = {"ap": 1.0, "alrp": 1.0, "rs": 0.5}
-_OUTPUTS = {
-    "ap": ("loss_rank",),
-    "alrp": ("loss_rank", "loss_loc"),
-    "rs": ("loss_rank", "loss_sort"),
-}
 
 
 def ap_loss(
@@ -78,25 +80,19 @@ def rank_sort_loss(
     (eq. 7 and 8); bucketed: Yavuz et al., ECCV 2024 (section 4).
 
     Args:
-        logits: any shape, floating point; one ranking runs over all of them.
-        targets: same shape; above 0 is a positive and its quality (IoU, at most 1), 0 a negative,
-            -1 takes no part.
-        delta: half-width of the linear step that compares two logits, in logits, >= 0.
-        algorithm: "exact" (lossless buckets), "bucketed" (mean prototypes, as published) or "loop"
-            (one positive at a time).
-        chunk_size: how many logits "exact" looks at at once, to bound its working memory; the
-            result is the same, the negatives are sorted into bins twice. None: all.
+        logits, delta, algorithm, chunk_size: see :func:`ap_loss`.
+        targets: shape of `logits`; above 0 is a positive and its quality (IoU, at most 1), 0 a
+            negative, -1 takes no part.
 
     Returns:
-        Two scalars, the ranking and the sorting error; float32, or float64 for float64 logits.
-        Zero without positives, NaN if a logit is NaN or a positive's is infinite.
+        Two scalars, the ranking and the sorting error, otherwise as :func:`ap_loss`.
 
     Raises:
         ValueError: an argument's shape, type, value or name is not as above.
     """
     ranking = _ranking("rs", algorithm, delta, False, chunk_size)
-    rank, sort = _dense(ranking, logits, targets, None)
-    return rank, sort
+    ranking_error, sorting_error = _dense(ranking, logits, targets, None)
+    return ranking_error, sorting_error
 
 
 def alrp_loss(
@@ -114,19 +110,14 @@ def alrp_loss(
     in Object Detection", NeurIPS 2020.
 
     Args:
-        logits: any shape, floating point; one ranking runs over all of them.
-        targets: same shape; above 0 is a positive, 0 a negative, -1 takes no part.
-        box_losses: [P], the box regression loss in [0, 1] of each positive, in the order of the
-            positives in the flattened targets.
-        delta: half-width of the linear step that compares two logits, in logits, >= 0.
-        algorithm: "exact" (lossless buckets) or "loop" (one positive at a time).
-        chunk_size: how many logits "exact" looks at at once, to bound its working memory; the
-            result is the same, the negatives are sorted into bins twice. None: all.
+        logits, targets, delta, chunk_size: see :func:`ap_loss`.
+        box_losses: [P], the box regression loss of each positive, at least 0, in the order of the
+            positives in the flattened targets; 1 - GIoU, in 0..2, in the public code.
+        algorithm: "exact" or "loop", see :func:`ap_loss`.
 
     Returns:
         Two scalars, the classification part (gradient to the logits) and the localisation part
-        (gradient to the box losses); float32, or float64 for float64 logits. Zero without
-        positives, NaN if a logit is NaN or a positive's is infinite.
+        (gradient to the box losses), otherwise as :func:`ap_loss`.
 
     Raises:
         ValueError: an argument's shape, type, value or name is not as above.
@@ -166,11 +157,12 @@ class RankingLoss(nn.Module):
         self.name = name
         self.objective, self.algorithm = LOSS_NAMES[name]
         if delta is None:
-            delta = DEFAULT_DELTAS[self.objective]
+            delta = OBJECTIVES[self.objective].default_delta
         if interpolated is None:
-            interpolated = self.objective == "ap" and self.algorithm != "bucketed"
+            interpolated = OBJECTIVES[self.objective].can_interpolate
+            interpolated = interpolated and self.algorithm != "bucketed"
         self._ranking = _ranking(self.objective, self.algorithm, delta, interpolated, chunk_size)
-        self.delta, self.interpolated = self._ranking.delta, interpolated
+        self.delta, self.interpolated = self._ranking.objective.delta, interpolated
 
     def forward(
         self, logits: Tensor, targets: Tensor, box_losses: Tensor | None = None
@@ -215,29 +207,34 @@ class RankingLoss(nn.Module):
     def extra_repr(self) -> str:
         """The options, as ``repr`` shows them."""
         options = f"{self.name!r}, delta={self.delta:g}"
-        return options + (f", interpolated={self.interpolated}" if self.objective == "ap" else "")
+        can_interpolate = OBJECTIVES[self.objective].can_interpolate
+        return options + (f", interpolated={self.interpolated}" if can_interpolate else "")
 
     def _named(self, losses: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        return dict(zip(_OUTPUTS[self.objective], losses, strict=True))
+        return dict(zip(self._ranking.objective.outputs, losses, strict=True))
 
 
 def _ranking(
-    objective: str, algorithm: str, delta: float, interpolated: bool, chunk_size: int | None
+    name: str, algorithm: str, delta: float, interpolated: bool, chunk_size: int | None
 ) -> Ranking:
+    objective = OBJECTIVES[name]
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
-    if (objective, algorithm) not in LOSS_NAMES.values():
-        raise ValueError("the aLRP loss has no bucketed form; choose algorithm 'exact' or 'loop'")
+    if algorithm not in objective.algorithms:
+        choice = " or ".join(map(repr, sorted(objective.algorithms)))
+        raise ValueError(
+            f"the {objective.label} loss has no {algorithm} form; choose algorithm {choice}"
+        )
     if not isinstance(delta, int | float) or not math.isfinite(delta) or delta < 0:
         raise ValueError(f"delta must be a finite number of at least 0, not {delta!r}")
-    if interpolated and objective != "ap":
-        raise ValueError(f"only the AP loss can be interpolated, not {objective!r}")
+    if interpolated and not objective.can_interpolate:
+        raise ValueError(f"only the AP loss can be interpolated, not {name!r}")
     if chunk_size is not None:
         if algorithm != "exact":
             raise ValueError(f"only algorithm 'exact' has a chunk_size, not {algorithm!r}")
         if not isinstance(chunk_size, int) or chunk_size < 1:
             raise ValueError(f"chunk_size must be a whole number of at least 1, not {chunk_size!r}")
-    return Ranking(objective, algorithm, float(delta), bool(interpolated), chunk_size)
+    return Ranking(objective(float(delta), bool(interpolated)), _ALGORITHMS[algorithm], chunk_size)
 
 
 def _dense(
@@ -281,10 +278,12 @@ def _indexed(
     _check_per_positive("qualities", qualities, positives)
     if ignored is not None:
         _check_ignored(ignored, logits)
-    if ranking.objective != "alrp":
+    if not ranking.objective.needs_box_losses:
         box_losses = None
     elif box_losses is None:
-        raise ValueError("the aLRP loss needs box_losses, one for each positive")
+        raise ValueError(
+            f"the {ranking.objective.label} loss needs box_losses, one for each positive"
+        )
     else:
         _check_per_positive("box_losses", box_losses, positives)
     ignored = None if ignored is None else ignored.reshape(-1)

@@ -7,17 +7,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import bucketed, definition, exact
-from .relations import LocalisationTerm, RankingTerm
+from .objective import Algorithm, Objective, Terms
+from .relations import table_dtype
 
 
 class Ranking(NamedTuple):
     """Which loss to compute, and how."""
 
-    objective: str
-    algorithm: str
-    delta: float
-    interpolated: bool = False
+    objective: Objective
+    algorithm: type[Algorithm]
     chunk_size: int | None = None
     """How many logits the exact algorithm looks at at once; None: all."""
 
@@ -33,46 +31,10 @@ class Participants(NamedTuple):
     """BoolTensor [R]: which of R equal stretches of logits take no part. A positive always does."""
 
 
-class _StoredGrad(NamedTuple):
-    """The gradients of the relevant negatives, by their places."""
-
-    places: Tensor
-    values: Tensor
-
-    def write(self, grad: Tensor, logits: Tensor | None, scale: Tensor) -> None:
-        grad.scatter_(0, self.places, (self.values * scale).to(grad.dtype))
-
-
-class _RecomputedGrad(NamedTuple):
-    """The negatives' gradient as a function of the logit, to be read once more, chunk by chunk."""
-
-    bins: exact.Bins
-    profile: exact.Profile
-    participants: Participants
-    chunk_size: int | None
-
-    def write(self, grad: Tensor, logits: Tensor | None, scale: Tensor) -> None:
-        assert logits is not None
-        chunks = _relevant_negatives(logits, self.participants, self.bins.lowest, self.chunk_size)
-        for places, negatives in chunks:
-            values = self.bins.read(self.profile, self.bins.locate(negatives))
-            grad.scatter_(0, places, (values * scale).to(grad.dtype))
-
-
-class _Outcome(NamedTuple):
-    losses: tuple[Tensor, ...]
-    positive_grads: tuple[Tensor, ...]
-    """[P] each: what each loss assigns to the positives' logits."""
-    box_grad: Tensor | None
-    """[P]: what the second loss assigns to the box losses."""
-    negative_grad: _StoredGrad | _RecomputedGrad
-    """What the first loss assigns to the negatives' logits."""
-
-
 def ranking_losses(
     ranking: Ranking, logits: Tensor, participants: Participants, box_losses: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The losses of ``ranking`` as scalars: (rank,), (rank, sort) or (rank, localisation).
+    """The losses of ``ranking`` as scalars, in the order of its objective's outputs.
 
     ``logits`` may have any shape, floating-point type and strides. Half-precision logits are ranked
     in float32 and the losses are float32; gradients come back in the logits' own type. NaN logits
@@ -96,124 +58,72 @@ class _RankingFunction(torch.autograd.Function):
         participants: Participants,
         ranking: Ranking,
     ) -> tuple[Tensor, ...]:
-        outcome = _rank(ranking, logits, participants, box_losses)
+        negatives = _Negatives(logits, participants, ranking.chunk_size)
+        positives = logits[participants.positives].to(_working_dtype(logits))
+        if positives.numel() == 0:
+            terms, negative_grad = _rank_nothing(ranking.objective, positives, negatives)
+        else:
+            values = participants.qualities if box_losses is None else box_losses
+            terms, negative_grad = _rank(ranking, positives, values, negatives)
         # Not the losses: a graph that held its own outputs would never be freed.
-        ctx.participants, ctx.outcome = participants, outcome._replace(losses=())
+        ctx.terms, ctx.negative_grad = terms._replace(losses=()), negative_grad
+        ctx.participants, ctx.chunk_size = participants, ranking.chunk_size
+        ctx.lowest, ctx.places = negatives.lowest, negatives.places
         ctx.grad_like = logits.new_empty(0), logits.shape
-        recomputes = isinstance(outcome.negative_grad, _RecomputedGrad)
-        ctx.save_for_backward(logits if recomputes else None)
-        return outcome.losses
+        ctx.save_for_backward(logits if callable(negative_grad) else None)
+        return terms.losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        outcome: _Outcome = ctx.outcome
         like, shape = ctx.grad_like
         grad = like.new_zeros(shape)
-        outcome.negative_grad.write(grad, ctx.saved_tensors[0], upstream[0])
+        if callable(ctx.negative_grad):
+            negatives = _Negatives(ctx.saved_tensors[0], ctx.participants, ctx.chunk_size)
+            for chunk in negatives.above(ctx.lowest):
+                values = ctx.negative_grad(chunk) * upstream[0]
+                grad.scatter_(0, negatives.places, values.to(grad.dtype))
+        else:
+            grad.scatter_(0, ctx.places, (ctx.negative_grad * upstream[0]).to(grad.dtype))
         # The losses share the positives, each with an upstream gradient of its own.
-        positive_grad = torch.zeros_like(outcome.positive_grads[0])
-        for part, scale in zip(outcome.positive_grads, upstream, strict=False):
+        positive_grad = torch.zeros_like(ctx.terms.positive_grads[0])
+        for part, scale in zip(ctx.terms.positive_grads, upstream, strict=False):
             positive_grad += part * scale
         grad[ctx.participants.positives] = positive_grad.to(grad.dtype)
-        box_grad = None if outcome.box_grad is None else outcome.box_grad * upstream[1]
-        return grad, box_grad, None, None
+        box_grad = ctx.terms.box_grad
+        return grad, None if box_grad is None else box_grad * upstream[1], None, None
 
 
 def _rank(
-    ranking: Ranking, logits: Tensor, participants: Participants, box_losses: Tensor | None
-) -> _Outcome:
-    positives = logits[participants.positives].to(_working_dtype(logits))
-    if positives.numel() == 0:
-        return _rank_nothing(ranking, logits, participants, positives)
-    if ranking.algorithm == "exact":
-        return _rank_exactly(ranking, logits, participants, positives, box_losses)
-    lowest = exact.lowest_relevant(positives, ranking.delta)
-    places, negatives = next(_relevant_negatives(logits, participants, lowest, None))
-    module = definition if ranking.algorithm == "loop" else bucketed
-    qualities = participants.qualities.to(positives.dtype)
-    second: RankingTerm | LocalisationTerm | None = None
-    if ranking.objective == "ap":
-        first = module.average_precision(positives, negatives, ranking.delta, ranking.interpolated)
-    elif ranking.objective == "rs":
-        first, second = module.rank_sort(positives, qualities, negatives, ranking.delta)
-    else:
-        assert box_losses is not None
-        first, second = definition.localisation_recall_precision(
-            positives, box_losses.to(positives.dtype), negatives, ranking.delta
-        )
-    assert first.negative_grad is not None
-    undefined = ~positives.isfinite().all() | negatives.isnan().any()
-    return _outcome(first, second, _StoredGrad(places, first.negative_grad), undefined, positives)
-
-
-def _rank_exactly(
-    ranking: Ranking,
-    logits: Tensor,
-    participants: Participants,
-    positives: Tensor,
-    box_losses: Tensor | None,
-) -> _Outcome:
+    ranking: Ranking, positives: Tensor, values: Tensor, negatives: "_Negatives"
+) -> tuple[Terms, Any]:
     undefined = ~positives.isfinite().all()
     # Where the ranking is undefined, any numbers do, but places computed from NaN would not.
-    bins = exact.Bins(positives.nan_to_num(0, 0, 0), ranking.delta)
-    histogram = None
-    chunks = _relevant_negatives(logits, participants, bins.lowest, ranking.chunk_size)
-    for places, negatives in chunks:  # noqa: B007
-        undefined |= negatives.isnan().any()
-        located = bins.locate(negatives)
-        histogram = bins.histogram(located, onto=histogram)
-    assert histogram is not None
-    second: RankingTerm | LocalisationTerm | None = None
-    if ranking.objective == "ap":
-        first = exact.average_precision(bins, histogram, ranking.interpolated)
-    elif ranking.objective == "rs":
-        first, second = exact.rank_sort(bins, participants.qualities, histogram)
-    else:
-        assert box_losses is not None
-        first, second = exact.localisation_recall_precision(bins, box_losses, histogram)
-    negative_grad: _StoredGrad | _RecomputedGrad
-    if ranking.chunk_size is None:
-        negative_grad = _StoredGrad(places, bins.read(first.negative_grad, located))
-    else:
-        negative_grad = _RecomputedGrad(bins, first.negative_grad, participants, ranking.chunk_size)
-    return _outcome(first, second, negative_grad, undefined, positives)
+    positives = positives.nan_to_num(0, 0, 0)
+    delta = ranking.objective.delta
+    algorithm = ranking.algorithm(positives, delta)
+    for chunk in negatives.above(_lowest_relevant(positives, delta)):
+        undefined |= chunk.isnan().any()
+        algorithm.add(chunk)
+    terms, negative_grad = algorithm.rank(ranking.objective, values)
+    # Added to everything that comes out: a diverging model is to be seen, not ranked.
+    poison = torch.where(undefined, torch.nan, positives.new_zeros(()))
+    return Terms(
+        tuple((loss + poison).to(poison.dtype) for loss in terms.losses),
+        tuple(grad + poison for grad in terms.positive_grads),
+        None if terms.box_grad is None else terms.box_grad + poison,
+    ), negative_grad
 
 
 def _rank_nothing(
-    ranking: Ranking, logits: Tensor, participants: Participants, positives: Tensor
-) -> _Outcome:
+    objective: Objective, positives: Tensor, negatives: "_Negatives"
+) -> tuple[Terms, Tensor]:
     """Without positives every loss and gradient is zero; a NaN among the logits shows even so."""
-    zero = positives.new_zeros(())
-    found = [
-        places.numel() > 0
-        for places, _ in _relevant_negatives(logits, participants, torch.inf, ranking.chunk_size)
-    ]
-    loss = zero + torch.nan if any(found) else zero
-    nowhere = _StoredGrad(participants.positives, positives)
-    count = 1 if ranking.objective == "ap" else 2
-    box_grad = positives if ranking.objective == "alrp" else None
-    losses = tuple(loss.clone() for _ in range(count))
-    return _Outcome(losses, (positives,), box_grad, nowhere)
-
-
-def _outcome(
-    first: RankingTerm | exact.ExactTerm,
-    second: RankingTerm | LocalisationTerm | None,
-    negative_grad: _StoredGrad | _RecomputedGrad,
-    undefined: Tensor,
-    positives: Tensor,
-) -> _Outcome:
-    # Added to everything that comes out: a diverging model is to be seen, not ranked.
-    poison = torch.where(undefined, torch.nan, positives.new_zeros(()))
-    losses = tuple((term.loss + poison).to(poison.dtype) for term in (first, second) if term)
-    grads = tuple(
-        term.positive_grad + poison
-        for term in (first, second)
-        if term is not None and not isinstance(term, LocalisationTerm)
-    )
-    box_grad = second.box_grad + poison if isinstance(second, LocalisationTerm) else None
-    return _Outcome(losses, grads, box_grad, negative_grad)
+    found = [chunk.numel() > 0 for chunk in negatives.above(torch.inf)]
+    loss = positives.new_full((), torch.nan if any(found) else 0.0)
+    losses = tuple(loss.clone() for _ in objective.outputs)
+    negatives.places = negatives.places[:0]
+    return Terms(losses, (positives,), positives if objective.needs_box_losses else None), positives
 
 
 def _working_dtype(logits: Tensor) -> torch.dtype:
@@ -221,32 +131,49 @@ def _working_dtype(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 
 
-def _relevant_negatives(
-    logits: Tensor,
-    participants: Participants,
-    lowest: Tensor | float,
-    chunk_size: int | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Places and logits, chunk by chunk, of the negatives that are not below ``lowest``, or NaN.
+def _lowest_relevant(positives: Tensor, delta: float) -> Tensor:
+    """Scalar below which no negative has an effect: min_i s_i - delta, and a little less, so that
+    rounding to the type of the logits loses none."""
+    lowest = positives.min().to(table_dtype(positives)) - delta
+    margin = lowest.abs() * (2 * torch.finfo(positives.dtype).eps)
+    return lowest - margin
 
-    The one step where the host waits for the device: how many negatives are relevant is the size of
-    all that follows, and leaving out the others is what makes the losses cheap.
+
+class _Negatives:
+    """The flattened logits but for positives and what is ignored, found chunk by chunk.
+
+    Attributes:
+        lowest: the limit last asked for.
+        places: LongTensor: where the logits of the last chunk stand.
     """
-    total, positives, ignored = logits.numel(), participants.positives, participants.ignored
-    stretch = 1 if ignored is None else max(1, total // max(1, ignored.numel()))
-    size = total if chunk_size is None else max(1, chunk_size // stretch) * stretch
-    for start in range(0, max(1, total), max(1, size)):
-        chunk = logits[start : start + size]
-        # One slot more than the chunk has: the positives of other chunks are marked there.
-        selected = torch.empty(chunk.numel() + 1, dtype=torch.bool, device=logits.device)
-        torch.lt(chunk, lowest, out=selected[:-1])
-        selected.logical_not_()
-        outside = (positives < start) | (positives >= start + chunk.numel())
-        selected[torch.where(outside, chunk.numel(), positives - start)] = False
-        selected = selected[:-1]
-        if ignored is not None:
-            rows = ignored[start // stretch :][: chunk.numel() // stretch]
-            selected.view(-1, stretch).logical_and_(rows.logical_not()[:, None])
-        places = selected.nonzero().squeeze(1)
-        negatives = chunk.index_select(0, places).to(_working_dtype(logits))
-        yield places.add_(start) if start else places, negatives
+
+    def __init__(self, logits: Tensor, participants: Participants, chunk_size: int | None) -> None:
+        self.logits, self.chunk_size = logits, chunk_size
+        self.positives, self.ignored = participants.positives, participants.ignored
+
+    def above(self, lowest: Tensor | float) -> Iterator[Tensor]:
+        """Logits of the negatives that are not below ``lowest``, or NaN, chunk by chunk.
+
+        The one step where the host waits for the device: how many negatives are relevant is the
+        size of all that follows, and leaving out the others is what makes the losses cheap.
+        """
+        self.lowest = lowest
+        total = self.logits.numel()
+        stretch = 1 if self.ignored is None else max(1, total // max(1, self.ignored.numel()))
+        size = total if self.chunk_size is None else max(1, self.chunk_size // stretch) * stretch
+        for start in range(0, max(1, total), max(1, size)):
+            chunk = self.logits[start : start + size]
+            # One slot more than the chunk has: the positives of other chunks are marked there.
+            selected = torch.empty(chunk.numel() + 1, dtype=torch.bool, device=chunk.device)
+            torch.lt(chunk, lowest, out=selected[:-1])
+            selected.logical_not_()
+            outside = (self.positives < start) | (self.positives >= start + chunk.numel())
+            selected[torch.where(outside, chunk.numel(), self.positives - start)] = False
+            selected = selected[:-1]
+            if self.ignored is not None:
+                rows = self.ignored[start // stretch :][: chunk.numel() // stretch]
+                selected.view(-1, stretch).logical_and_(rows.logical_not()[:, None])
+            places = selected.nonzero().squeeze(1)
+            negatives = chunk.index_select(0, places).to(_working_dtype(chunk))
+            self.places = places.add_(start) if start else places
+            yield negatives

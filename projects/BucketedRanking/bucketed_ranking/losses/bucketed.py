@@ -11,96 +11,52 @@ counts as 1 in its own rank in BAP, as in AP (the public BAP code counts it as H
 Memory and time hold the published P x P relations; ``exact`` does without them.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from .relations import RankingTerm, interpolate, own_relation, relation
+from .objective import Tables
+from .relations import relation, table_dtype
 
 
-class _Buckets(NamedTuple):
-    member_of: Tensor
-    """[N] bucket of each negative: the number of positives that it scores no lower than."""
-    sizes: Tensor
-    """[P + 1] number of negatives."""
-    means: Tensor
-    """[P + 1] mean logit; any finite value where the bucket is empty."""
+class Buckets(Tables):
+    """Sums of relations to the positives and to the buckets' means."""
 
+    def __init__(self, positives: Tensor, delta: float) -> None:
+        super().__init__(positives, delta)
+        self._others = relation(positives - positives[:, None], delta)
 
-def average_precision(
-    positives: Tensor, negatives: Tensor, delta: float, interpolated: bool
-) -> RankingTerm:
-    """BAP: AP Loss with negatives bucketed (Yavuz et al., ECCV 2024, section 4).
+    def add(self, negatives: Tensor) -> None:
+        ascending = self.positives.sort().values
+        # The bucket of each negative: the number of positives that it scores no lower than.
+        self._bucket_of = torch.searchsorted(ascending, negatives, right=True)
+        precise = table_dtype(negatives)
+        sizes = torch.zeros(len(ascending) + 1, dtype=precise, device=negatives.device)
+        sums = torch.zeros_like(sizes)
+        sizes.index_add_(0, self._bucket_of, torch.ones_like(negatives, dtype=precise))
+        sums.index_add_(0, self._bucket_of, negatives.to(precise))
+        means = (sums / sizes.clamp(min=1)).to(negatives.dtype)
+        # A mean lies between the bucket's two positives; rounding must not carry it past either, or
+        # the theorem for delta = 0 would fail on ties.
+        ceiling = ascending.new_full((1,), torch.inf)
+        below = torch.nextafter(ascending, -ceiling)
+        means = means.clamp(torch.cat([-ceiling, ascending]), torch.cat([below, ceiling]))
+        self._sizes = sizes.to(negatives.dtype)
+        self._above = relation(means - self.positives[:, None], self.delta)
 
-    Takes positives' logits [P], P >= 1, and negatives' logits [N]; see ``definition`` for the loss.
-    """
-    buckets = _make_buckets(positives, negatives)
-    above = relation(buckets.means - positives[:, None], delta)
-    rank_positive = relation(positives - positives[:, None], delta).sum(1)
-    rank_positive = rank_positive + (1 - own_relation(delta))
-    false_positives = above @ buckets.sizes
-    rank = rank_positive + false_positives
-    error, share = false_positives / rank, 1 / rank
-    if interpolated:
-        least = interpolate(positives, error)
-        error, share = least, torch.where(least < error, least / false_positives, share)
-    return _spread(error, share, above, buckets)
+    def positives_above(self, weights: Tensor | None = None) -> Tensor:
+        return self._others.sum(1) if weights is None else self._others @ weights
 
+    def negatives_above(self) -> Tensor:
+        return self._above @ self._sizes
 
-def rank_sort(
-    positives: Tensor, qualities: Tensor, negatives: Tensor, delta: float
-) -> tuple[RankingTerm, RankingTerm]:
-    """BRS: RS Loss with negatives bucketed, ranking and sorting part (ECCV 2024, section 4).
+    def positives_above_by_quality(
+        self, qualities: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        misplaced = self._others * (qualities < qualities[:, None])
+        return weights @ misplaced.T, weights @ (self._others - misplaced).T
 
-    Takes positives' logits and qualities [P], P >= 1, and negatives' logits [N]; see ``definition``
-    for the loss. The sorting part concerns the positives alone and is not bucketed.
-    """
-    buckets = _make_buckets(positives, negatives)
-    above = relation(buckets.means - positives[:, None], delta)
-    others = relation(positives - positives[:, None], delta)
-    false_positives = above @ buckets.sizes
-    rank = others.sum(1) + false_positives
-    ranking = _spread(false_positives / rank, 1 / rank, above, buckets)
-    return ranking, _sorting_part(others, qualities)
+    def spread_to_worse(self, qualities: Tensor, share: Tensor) -> Tensor:
+        return share @ (self._others * (qualities < qualities[:, None]))
 
-
-def _make_buckets(positives: Tensor, negatives: Tensor) -> _Buckets:
-    ascending = positives.sort().values
-    member_of = torch.searchsorted(ascending, negatives, right=True)
-    count = positives.numel() + 1
-    # Counts and sums over up to 1e8 negatives need more than float32; MPS has nothing wider.
-    precise = torch.float32 if positives.device.type == "mps" else torch.float64
-    sizes = torch.zeros(count, dtype=precise, device=positives.device)
-    sums = torch.zeros_like(sizes)
-    sizes.index_add_(0, member_of, torch.ones_like(negatives, dtype=precise))
-    sums.index_add_(0, member_of, negatives.to(precise))
-    means = (sums / sizes.clamp(min=1)).to(positives.dtype)
-    # A mean lies between the bucket's two positives; rounding must not carry it past either, or
-    # the theorem for delta = 0 would fail on ties.
-    ceiling = ascending.new_full((1,), torch.inf)
-    floor = -ceiling
-    below = torch.nextafter(ascending, floor)
-    means = means.clamp(torch.cat([floor, ascending]), torch.cat([below, ceiling]))
-    return _Buckets(member_of, sizes.to(positives.dtype), means)
-
-
-def _spread(error: Tensor, share: Tensor, above: Tensor, buckets: _Buckets) -> RankingTerm:
-    """Hands each positive's error to the buckets above it, and each bucket's to its members."""
-    count = error.numel()
-    per_member = (share @ above) / count
-    return RankingTerm(error.mean(), -error / count, per_member[buckets.member_of])
-
-
-def _sorting_part(others: Tensor, qualities: Tensor) -> RankingTerm:
-    """The sorting error of each positive, taken from it and given to the positives misplaced."""
-    misplaced = others * (qualities < qualities[:, None])
-    rightly_above = others - misplaced
-    deficit = 1 - qualities
-    current = (others @ deficit) / others.sum(1)
-    target = (rightly_above @ deficit) / rightly_above.sum(1)
-    weight = misplaced.sum(1)
-    error = torch.where(weight > 0, current - target, 0)
-    share = torch.where(weight > 0, error / weight, 0)
-    count = qualities.numel()
-    return RankingTerm(error.mean(), (share @ misplaced - error) / count, None)
+    def spread(self, share: Tensor) -> Tensor:
+        return ((share @ self._above) / share.numel())[self._bucket_of]

@@ -1,8 +1,27 @@
 """Dominance sums: what the sorting part of RS needs, without comparing every pair of positives.
 
-The sum of H(s_k - s_i) w_k over {k : t_k < t_i}, for every i, has a one-sided condition on t and a
-piecewise-linear function of s: a two-dimensional dominance sum. Two routes lead to it, and
-``CROSSOVER`` says which one is taken.
+For every point i, the sum of H(s_k - s_i) w_k over {k : t_k < t_i}, and over the other k. It has a
+one-sided condition on the key t and a piecewise-linear function of the score s: a two-dimensional
+dominance sum. Two routes lead to it, and ``CROSSOVER`` says which one is taken.
+
+Six points, delta 2, so that H(x) = x/4 + 1/2 for x between -2 and 2:
+
+    point               a    b    c    d    e    f
+    score s             0    1    2    3    4    5
+    place by key t      3    0    4    1    5    2
+    H(s_k - s_c)        0   1/4  1/2  3/4   1    1
+
+For i = c, the points of smaller keys are those of places 0 to 3: the sums are w_b/4 + 3 w_d/4 + w_f
+and, over the others, w_c/2 + w_e. The tree finds the first by bits. In the order of scores, b, c, d
+lie on the slope of H and e, f above it. c's place is 100 in bits. The first bit parts the points
+into those with a 0, a b d f, and those with a 1, c e, each still in the order of scores. As c's
+own bit is 1, all those with a 0 have smaller keys: of the slope they are b, d, of the rest f. Each
+is a range in a b d f, so two differences of prefix sums, of w and of w s, give their sums. c goes
+on among c e: its other bits are 0, and nothing more is below it.
+
+The gradient runs the other way: positive k receives the sum of H(s_k - s_i) v_i over
+{i : t_i > t_k}. With s' = -s and t' = -t that is the sum of H(s'_i - s'_k) v_i over
+{i : t'_i < t'_k}: the same sums, over mirrored points.
 """
 
 from typing import NamedTuple
@@ -24,41 +43,40 @@ _BLOCK_BITS = 3
 last levels cost as much as its first and part next to nothing."""
 
 
-class DominanceSums(NamedTuple):
-    """Sums [M, P] of H(s_k - s_i) w_k for every point i and each of M rows of weights."""
-
-    below: Tensor
-    """Over {k : t_k < t_i}."""
-    total: Tensor
-    """Over all k, i included."""
-
-
-def dominance_sums(scores: Tensor, keys: Tensor, weights: Tensor, delta: float) -> DominanceSums:
-    """For every point i, sums of H_delta(scores_k - scores_i) w_k over all k and over those of a
-    smaller key.
+def dominance_sums(
+    scores: Tensor, keys: Tensor, weights: Tensor, delta: float
+) -> tuple[Tensor, Tensor]:
+    """For every point i, sums of H_delta(scores_k - scores_i) w_k over the points k of a smaller
+    key than i, and over all others, i included.
 
     Args:
         scores: [P], P >= 1.
         keys: [P].
         weights: [M, P] in the type of ``scores``.
         delta: half-width of the relation, >= 0.
+
+    Returns:
+        The two sums, each [M, P].
     """
     route = compare_pairs if scores.numel() <= CROSSOVER else walk_tree
     return route(scores, keys, weights, delta)
 
 
-def compare_pairs(scores: Tensor, keys: Tensor, weights: Tensor, delta: float) -> DominanceSums:
+def compare_pairs(
+    scores: Tensor, keys: Tensor, weights: Tensor, delta: float
+) -> tuple[Tensor, Tensor]:
     """``dominance_sums`` in O(P^2) time, a few rows at a time: O(P) memory beside a fixed block."""
     rows = max(1, _PAIRS_AT_ONCE // scores.numel())
-    below, total = [], []
+    below, others = [], []
     for score, key in zip(scores.split(rows), keys.split(rows), strict=True):
         above = relation(scores - score[:, None], delta)
-        total.append(weights @ above.T)
-        below.append(weights @ (above * (keys < key[:, None])).T)
-    return DominanceSums(torch.cat(below, dim=1), torch.cat(total, dim=1))
+        of_smaller = above * (keys < key[:, None])
+        below.append(weights @ of_smaller.T)
+        others.append(weights @ (above - of_smaller).T)
+    return torch.cat(below, dim=1), torch.cat(others, dim=1)
 
 
-def walk_tree(scores: Tensor, keys: Tensor, weights: Tensor, delta: float) -> DominanceSums:
+def walk_tree(scores: Tensor, keys: Tensor, weights: Tensor, delta: float) -> tuple[Tensor, Tensor]:
     """``dominance_sums`` in O(P log P) time and O(P) memory.
 
     A merge-sort tree over the points, laid out by bits (a wavelet matrix: Claude, Navarro and
@@ -80,7 +98,7 @@ def walk_tree(scores: Tensor, keys: Tensor, weights: Tensor, delta: float) -> Do
     ranges = _prefix_sums_of_ranges(place, limit, columns, windows.bounds)
     below = _weigh(ranges, windows, delta) + _sums_in_blocks(scores, by_key, limit, weights, delta)
     total = _weigh(_prefix(columns)[:, windows.bounds].diff(dim=1), windows, delta)
-    return DominanceSums(below[:, back], total[:, back])
+    return below[:, back], (total - below)[:, back]
 
 
 class _Windows(NamedTuple):

@@ -1,33 +1,7 @@
-"""What the algorithms share: the relation H between two logits, and the shape of a result."""
-
-from typing import NamedTuple
+"""The relation H between two logits, from which every rank and every error is summed."""
 
 import torch
 from torch import Tensor
-
-
-class RankingTerm(NamedTuple):
-    """One loss and the gradient that it assigns to each logit for an upstream gradient of one.
-
-    Ranking losses are optimised by identity update: their gradients are assigned, not derived, so
-    an algorithm returns them together with the value.
-    """
-
-    loss: Tensor
-    """Scalar: the mean error over the positives."""
-    positive_grad: Tensor
-    """[P]: gradient of each positive's logit."""
-    negative_grad: Tensor | None
-    """[N]: gradient of each negative's logit; None where the loss gives negatives none."""
-
-
-class LocalisationTerm(NamedTuple):
-    """aLRP's localisation loss and its gradient with respect to the box losses."""
-
-    loss: Tensor
-    """Scalar."""
-    box_grad: Tensor
-    """[P]: gradient of each positive's box loss."""
 
 
 def relation(difference: Tensor, delta: float) -> Tensor:
@@ -46,10 +20,6 @@ def own_relation(delta: float) -> float:
     return 1.0 if delta == 0 else 0.5
 
 
-def interpolate(positives: Tensor, error: Tensor) -> Tensor:
-    """[P]: for each positive, the least ranking error among the positives that score no higher.
-
-    That is 1 - the running maximum of the precision of the original AP Loss, without its rounding.
-    """
-    order = positives.argsort()
-    return torch.empty_like(error).scatter_(0, order, error[order].cummin(0).values)
+def table_dtype(logits: Tensor) -> torch.dtype:
+    """float64, in which sums over very many logits stay precise; MPS has nothing above float32."""
+    return torch.float32 if logits.device.type == "mps" else torch.float64

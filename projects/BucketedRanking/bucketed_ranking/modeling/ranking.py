@@ -1,16 +1,23 @@
-"""What the ranking heads share: the criterion from a config, and the losses of a dense head."""
+"""What the heads with a ranking loss share."""
+
+from collections.abc import Mapping
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ..balance import EpochBalance
 from ..config import SCORE_LOSS
-from ..criterion import RankingCriterion, positive_rows
+from ..criterion import RankingCriterion, RankingResult, positive_rows
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES, RankingLoss
+
+WRITE_PERIOD = 20
+"""Every how many iterations Detectron2's trainer writes what is in the event storage."""
 
 
 def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
@@ -42,34 +49,76 @@ def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
     )
 
 
-def dense_head_losses(
-    criterion: RankingCriterion,
-    box2box_transform: Box2BoxTransform,
-    anchors: list[Boxes],
-    pred_logits: list[Tensor],
-    labels: Tensor,
-    pred_deltas: list[Tensor],
-    gt_boxes: list[Tensor],
-) -> dict[str, Tensor]:
-    """Ranking losses of a head that predicts for every anchor of every level.
+def put_statistics(name: str, statistics: Mapping[str, Tensor]) -> None:
+    """Put scalars into the event storage as "name/key", in the iterations that writers write.
 
-    Args:
-        anchors: one Boxes of [Ri, 4] a level; R is the sum of the Ri.
-        pred_logits: one [N, Ri, C] a level.
-        labels: [N, R], class index, C for background, -1 for ignored.
-        pred_deltas: one [N, Ri, 4] a level.
-        gt_boxes: N tensors [R, 4]: the box matched to each anchor.
-
-    Returns:
-        The losses of :class:`RankingCriterion`.
+    In the others they stay where they are: reading them makes the host wait for the device.
     """
-    logits = cat(pred_logits, dim=1).flatten(0, 1)
-    labels = labels.flatten()
-    positives = positive_rows(labels, logits.shape[1])
-    _, pred_boxes, target_boxes = positive_boxes(
-        box2box_transform, anchors, pred_deltas, gt_boxes, positives
-    )
-    return criterion(logits, labels, positives, pred_boxes, target_boxes)
+    storage = get_event_storage()
+    if (storage.iter + 1) % WRITE_PERIOD == 0:
+        values = torch.stack([value.float() for value in statistics.values()]).tolist()
+        for key, value in zip(statistics, values, strict=True):
+            storage.put_scalar(f"{name}/{key}", value)
+
+
+class RankingHead:
+    """What a ranking loss adds to a head of Detectron2, which stands behind it among the bases.
+
+    aLRP's box loss is balanced over epochs, unless self-balance is off; see :class:`EpochBalance`.
+    """
+
+    @configurable
+    def __init__(self, *args, criterion: RankingCriterion, **kwargs):
+        """
+        Args:
+            criterion: turns logits, labels and boxes into losses.
+            args, kwargs: see the base class; its own sampling and loss options have no effect.
+        """
+        super().__init__(*args, **kwargs)
+        self.criterion = criterion
+        alrp = criterion.loss.objective == "alrp"
+        self.balance = EpochBalance() if alrp and criterion.self_balance else None
+
+    @classmethod
+    def from_config(cls, cfg, *args, **kwargs):
+        built = super().from_config(cfg, *args)
+        return {**built, "criterion": build_criterion(cfg), **kwargs}
+
+    def rank(self, name: str, *arguments: Tensor) -> RankingResult:
+        """Losses from the arguments of :meth:`RankingCriterion.forward`.
+
+        Statistics go into the event storage, under `name`.
+        """
+        result = self.criterion(*arguments)
+        put_statistics(name, result.statistics)
+        return result if self.balance is None else self.balance(result)
+
+    def dense_losses(
+        self,
+        name: str,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        labels: Tensor,
+        pred_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses of a head that predicts for every anchor of every level.
+
+        Args:
+            name: of the head in the event storage.
+            anchors: one Boxes of [Ri, 4] a level; R is the sum of the Ri.
+            pred_logits: one [N, Ri, C] a level.
+            labels: [N, R], class index, C for background, -1 for ignored.
+            pred_deltas: one [N, Ri, 4] a level.
+            gt_boxes: N tensors [R, 4]: the box matched to each anchor.
+        """
+        logits = cat(pred_logits, dim=1).flatten(0, 1)
+        labels = labels.flatten()
+        positives = positive_rows(labels, logits.shape[1])
+        _, pred_boxes, target_boxes = positive_boxes(
+            self.box2box_transform, anchors, pred_deltas, gt_boxes, positives
+        )
+        return self.rank(name, logits, labels, positives, pred_boxes, target_boxes).losses
 
 
 def positive_boxes(
@@ -83,7 +132,7 @@ def positive_boxes(
 
     Args:
         positives: [P], indices into the N x R anchors of the batch.
-        anchors, pred_deltas, gt_boxes: see :func:`dense_head_losses`.
+        anchors, pred_deltas, gt_boxes: see :meth:`RankingHead.dense_losses`.
     """
     all_anchors = Boxes.cat(anchors).tensor
     anchor_boxes = all_anchors[positives % len(all_anchors)]

@@ -18,33 +18,27 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from ..criterion import RankingCriterion, dice_losses, positive_rows, score_weighted_mean
-from .ranking import build_criterion
+from ..criterion import dice_losses, positive_rows, score_weighted_mean, self_balanced
+from .ranking import RankingHead, put_statistics
 
 
-class RankingFastRCNNOutputLayers(FastRCNNOutputLayers):
+class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
     """:class:`FastRCNNOutputLayers` with sigmoid scores, no background column, a ranking loss."""
 
     @configurable
-    def __init__(self, input_shape, *, criterion: RankingCriterion, **kwargs):
-        """
-        Args:
-            input_shape: see :class:`FastRCNNOutputLayers`.
-            criterion: turns logits, labels and boxes into losses.
-            kwargs: see :class:`FastRCNNOutputLayers`; its own loss options have no effect.
-        """
-        super().__init__(input_shape, **kwargs)
-        self.criterion = criterion
+    def __init__(self, *args, **kwargs):
+        """Arguments: see :class:`RankingHead` and the base class."""
+        super().__init__(*args, **kwargs)
         self.cls_score = nn.Linear(self.cls_score.in_features, self.num_classes)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.constant_(self.cls_score.bias, 0)
 
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        return {**super().from_config(cfg, input_shape), "criterion": build_criterion(cfg)}
-
     def losses(self, predictions, proposals):
-        """See :meth:`FastRCNNOutputLayers.losses`; losses of :class:`RankingCriterion`."""
+        """See :meth:`FastRCNNOutputLayers.losses`; losses of :class:`RankingCriterion`.
+
+        For the mask head, proposals are given "scores" [Ri], the largest score of each positive
+        (0 for the rest), and, with self-balance, "classification_loss" [Ri], that of their ranking.
+        """
         logits, deltas = predictions
         labels = cat([p.gt_classes for p in proposals])
         proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
@@ -59,7 +53,13 @@ class RankingFastRCNNOutputLayers(FastRCNNOutputLayers):
             deltas[torch.arange(len(deltas), device=deltas.device), columns],
             proposal_boxes[positives],
         )
-        return self.criterion(logits, labels, positives, pred_boxes, gt_boxes[positives])
+        result = self.rank("roi_head", logits, labels, positives, pred_boxes, gt_boxes[positives])
+        scores = result.scores.new_zeros(len(labels)).index_copy(0, positives, result.scores)
+        for each, part in zip(proposals, scores.split([len(p) for p in proposals]), strict=True):
+            each.scores = part
+            if self.criterion.self_balance:
+                each.classification_loss = result.classification.expand(len(each))
+        return result.losses
 
     def predict_probs(self, predictions, proposals):
         """See :meth:`FastRCNNOutputLayers.predict_probs`; the background column is all zero."""
@@ -71,8 +71,8 @@ class RankingFastRCNNOutputLayers(FastRCNNOutputLayers):
 class RankingMaskHead(MaskRCNNConvUpsampleHead):
     """:class:`MaskRCNNConvUpsampleHead` with the score-weighted Dice loss of RS Loss.
 
-    Its parameters are those of the base class. In training it takes positives only, with "scores"
-    [Ri] beside the fields that the base class needs.
+    Its parameters are those of the base class. In training it takes positives only, with the fields
+    that :class:`RankingFastRCNNOutputLayers` gives them beside those that the base class needs.
     """
 
     def forward(self, x, instances):
@@ -95,14 +95,17 @@ class RankingMaskHead(MaskRCNNConvUpsampleHead):
         columns = torch.zeros_like(rows) if agnostic else cat([i.gt_classes for i in instances])
         losses = dice_losses(logits[rows, columns], targets)
         loss = score_weighted_mean(losses, cat([each.scores for each in instances]))
+        put_statistics("mask_head", {"mask_error": loss.detach()})
+        if instances[0].has("classification_loss"):
+            loss = self_balanced(loss, instances[0].classification_loss[0])
         return {"loss_mask": self.loss_weight * loss}
 
 
-class _Ranking:
+class _UnsampledROIHeads:
     """What ranking changes in :class:`StandardROIHeads` and its subclasses.
 
-    All proposals x classes are ranked: no sampling. The mask loss is balanced like the box loss of
-    the head that scored its proposals, on `max_masks` positives of the batch at most.
+    All proposals x classes are ranked: no sampling. The mask head trains on `max_masks` positives
+    of the batch at most; in a cascade, on those of the first stage.
     """
 
     @configurable
@@ -131,26 +134,18 @@ class _Ranking:
 
     def _forward_mask(self, features, instances):
         """See :meth:`StandardROIHeads._forward_mask`."""
-        if not (self.mask_on and self.training):
-            return super()._forward_mask(features, instances)
-        # The masks of a cascade are those of its first stage's proposals.
-        predictor = self.box_predictor
-        criterion = (predictor[0] if isinstance(predictor, nn.ModuleList) else predictor).criterion
-        positives, _ = select_foreground_proposals(instances, self.num_classes)
-        counts = [len(each) for each in positives]
-        chosen = torch.zeros(sum(counts), dtype=torch.bool)
-        chosen[torch.randperm(len(chosen))[: self.max_masks]] = True
-        scores = criterion.positive_scores.split(counts)
-        for index, part in enumerate(chosen.to(scores[0].device).split(counts)):
-            positives[index].scores = scores[index]
-            positives[index] = positives[index][part]
-        losses = super()._forward_mask(features, positives)
-        criterion.statistics["mask_error"] = losses["loss_mask"].detach()
-        return {name: criterion.balanced(value) for name, value in losses.items()}
+        if self.mask_on and self.training:
+            instances, _ = select_foreground_proposals(instances, self.num_classes)
+            counts = [len(each) for each in instances]
+            chosen = torch.zeros(sum(counts), dtype=torch.bool)
+            chosen[torch.randperm(len(chosen))[: self.max_masks]] = True
+            chosen = chosen.to(instances[0].gt_classes.device).split(counts)
+            instances = [each[part] for each, part in zip(instances, chosen, strict=True)]
+        return super()._forward_mask(features, instances)
 
 
 @ROI_HEADS_REGISTRY.register()
-class RankingROIHeads(_Ranking, StandardROIHeads):
+class RankingROIHeads(_UnsampledROIHeads, StandardROIHeads):
     """:class:`StandardROIHeads` that ranks all proposals x classes: no sampling."""
 
     @classmethod
@@ -161,7 +156,7 @@ class RankingROIHeads(_Ranking, StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RankingCascadeROIHeads(_Ranking, CascadeROIHeads):
+class RankingCascadeROIHeads(_UnsampledROIHeads, CascadeROIHeads):
     """:class:`CascadeROIHeads` that ranks all proposals x classes, in each stage on its own.
 
     As in the bucketed losses' cascade, the ground truth is among the proposals of every stage, not

@@ -1,34 +1,22 @@
 """Region proposal network with a ranking loss."""
 
 import torch
-from detectron2.config import configurable
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 
-from ..criterion import RankingCriterion
-from .ranking import build_criterion, dense_head_losses
+from .ranking import RankingHead, build_criterion
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class RankingRPN(RPN):
+class RankingRPN(RankingHead, RPN):
     """:class:`RPN` that ranks all its anchors: no sampling, losses of :class:`RankingCriterion`.
 
     Its parameters are RPN's, so checkpoints move freely between the two.
     """
 
-    @configurable
-    def __init__(self, *, criterion: RankingCriterion, **kwargs):
-        """
-        Args:
-            criterion: turns logits, labels and boxes into losses.
-            kwargs: see :class:`RPN`; its own sampling and loss options have no effect.
-        """
-        super().__init__(**kwargs)
-        self.criterion = criterion
-
     @classmethod
     def from_config(cls, cfg, input_shape):
-        weight = cfg.MODEL.RANKING.RPN_LOSS_WEIGHT
-        return {**super().from_config(cfg, input_shape), "criterion": build_criterion(cfg, weight)}
+        criterion = build_criterion(cfg, weight=cfg.MODEL.RANKING.RPN_LOSS_WEIGHT)
+        return {**super().from_config(cfg, input_shape), "criterion": criterion}
 
     def _subsample_labels(self, label):
         return label
@@ -36,9 +24,8 @@ class RankingRPN(RPN):
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """See :meth:`RPN.losses`; the losses are those of :class:`RankingCriterion`."""
         objectness = torch.stack(gt_labels)
-        losses = dense_head_losses(
-            self.criterion,
-            self.box2box_transform,
+        losses = self.dense_losses(
+            "rpn",
             anchors,
             [logits.unsqueeze(-1) for logits in pred_objectness_logits],
             # RPN's 1 (object), 0 (background) as class indices 0 and 1; -1 stays ignored.
