@@ -1,11 +1,25 @@
 """`bucketrank profile-loss`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, say
+from .options import ConfigOptions, Device, say, whole_numbers
+
+
+class Regime(StrEnum):
+    start = "start"
+    trained = "trained"
+    both = "both"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    float64 = "float64"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 def profile_loss(
@@ -16,9 +30,8 @@ def profile_loss(
     positives: Annotated[str, typer.Option(help="Numbers of positives.")] = "100,1000,5000",
     negatives: Annotated[str, typer.Option(help="Numbers of negatives, 1e6 or so.")] = "1e5,1e6",
     regime: Annotated[
-        str,
-        typer.Option(help="start: all negatives are relevant; trained: few are; or both."),
-    ] = "both",
+        Regime, typer.Option(help="start: all negatives are relevant; trained: few are; or both.")
+    ] = Regime.both,
     from_training: Annotated[
         str | None,
         typer.Option(metavar="CONFIG", help="Take logits from training this detector instead."),
@@ -35,9 +48,7 @@ def profile_loss(
         float,
         typer.Option(min=0.001, help="A loss that takes longer a call is skipped and marked."),
     ] = 20.0,
-    dtype: Annotated[
-        str, typer.Option(help="Of the logits: float32, float64, float16 or bfloat16.")
-    ] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="Type of the logits.")] = Dtype.float32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all that is random.")] = 0,
     device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(
@@ -48,24 +59,35 @@ def profile_loss(
     """Time the losses, and measure their memory, over numbers of positives and negatives."""
     from rich.console import Console
 
-    from bucketed_ranking.profiling import job
-    from bucketed_ranking.profiling.cases import make_grid, parse_counts
-    from bucketed_ranking.profiling.steps import parse_losses
-    from bucketed_ranking.profiling.timing import TimingOptions
+    from bucketed_ranking.benchmarks.loss_calls import parse_losses
+    from bucketed_ranking.benchmarks.loss_cases import make_grid
+    from bucketed_ranking.benchmarks.loss_profile import Request, profile_losses
+    from bucketed_ranking.benchmarks.timing import TimingOptions
+    from bucketed_ranking.errors import BucketRankError
 
-    console = Console()
-    request = job.Request(
+    step = None
+    if from_training is not None:
+        step = {"config": from_training, "dataset": dataset, "options": options or []}
+        step["after"] = after
+    elif dataset is not None or options or after:
+        raise BucketRankError(
+            "--dataset, --after and KEY VALUE pairs describe a step of training; they go with "
+            "--from-training CONFIG."
+        )
+    request = Request(
         losses=parse_losses(losses),
         output=out,
         grid=make_grid(
-            regime, parse_counts(positives, "--positives"), parse_counts(negatives, "--negatives")
+            regime,
+            sorted(whole_numbers(positives, "--positives")),
+            sorted(whole_numbers(negatives, "--negatives")),
         ),
-        training_step=job.training_step(from_training, dataset, options or [], after),
+        training_step=step,
         timing=TimingOptions(repeats, warmup, max_seconds),
         device=device,
         dtype=dtype,
         seed=seed,
         force=force,
     )
-    job.profile_losses(request, console)
+    profile_losses(request, Console())
     say(f"Numbers and plots are in {out}.")

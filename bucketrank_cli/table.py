@@ -1,11 +1,12 @@
 """`bucketrank table`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, say
+from .options import ConfigOptions, Device, say, whole_numbers
 
 
 def table(
@@ -34,7 +35,14 @@ def table(
     gpus: Annotated[
         int | None, typer.Option(min=0, help="GPUs to spread the cells over; left out, all.")
     ] = None,
-    gpus_per_cell: Annotated[int, typer.Option(min=1, help="GPUs of each cell.")] = 1,
+    gpus_per_cell: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="GPUs of each cell; left out, 1, with --profile paper the paper's 4. A ranking "
+            "spans the images of one GPU.",
+        ),
+    ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Without GPUs: cells at a time, sharing the cores.")
     ] = 1,
@@ -58,7 +66,11 @@ def table(
     ] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="With --timing: pictures a step; left out, the config's."),
+        typer.Option(
+            min=1,
+            help="With --timing: pictures a step; left out, the config's. 4 is what each GPU had "
+            "in the paper.",
+        ),
     ] = None,
     image_size: Annotated[
         str, typer.Option(help="With --timing: height x width of the pictures.")
@@ -72,56 +84,69 @@ def table(
     from bucketed_ranking.environment import require_detectron2
 
     require_detectron2("Training a table")
-    from bucketed_ranking.tables import job
-    from bucketed_ranking.tables.grid import Request, default_output
-    from bucketed_ranking.tables.timing import DEFAULT_OUTPUT, TimingRequest, parse_size
+    from bucketed_ranking.benchmarks import table as job
+    from bucketed_ranking.benchmarks import training_steps
+    from bucketed_ranking.benchmarks.cells import Request, default_output
 
     console = Console()
-    folder = output or (DEFAULT_OUTPUT if timing else default_output(dataset, profile))
+    default = training_steps.DEFAULT_OUTPUT if timing else default_output(dataset, profile)
+    folder = output or default
     if report_only:
         job.report(folder, console)
         return
     if timing:
-        request = TimingRequest(
+        request = training_steps.TimingRequest(
             output=folder,
             detectors=_words(detectors),
             losses=_words(losses),
             batch_size=batch_size,
-            image_size=parse_size(image_size),
+            image_size=_size(image_size),
             steps=steps,
             options=tuple(options or ()),
             device=device,
         )
-        job.run_timing(request, console)
+        training_steps.time_detectors(request, console)
+        job.report(folder, console)
         return
+    here = not dry_run and emit_jobs is None
+    places = job.choose_places(gpus, gpus_per_cell, jobs, device, profile=profile, here=here)
     request = Request(
         output=folder,
         dataset=dataset,
         detectors=_words(detectors),
         losses=_words(losses),
-        seeds=job.parse_seeds(seeds),
+        seeds=whole_numbers(seeds, "--seeds", at_least=0),
         profile=profile,
         options=tuple(options or ()),
         device=device,
+        processes=max(1, len(places[0].gpus)),
     )
-    here = not dry_run and emit_jobs is None
-    room = job.choose_room(gpus, gpus_per_cell, jobs, device, here=here)
     if dry_run:
-        job.show_plan(request, room, console)
+        job.show_plan(request, places, console)
     elif emit_jobs is not None:
-        count = job.write_jobs(request, room, emit_jobs)
+        count = job.write_jobs(request, emit_jobs)
         say(
             f"{count} commands are in {emit_jobs}; afterwards `bucketrank table --report-only "
             f"--output {folder}` collects them."
         )
     else:
-        outcome = job.run(request, room, console)
-        if outcome.stopped:
+        stopped, failed = job.run(request, places, console)
+        if stopped:
             say("Stopped; the cells under way have saved a checkpoint. The same command goes on.")
             raise typer.Exit(130)
-        if outcome.failed:
-            say(f"{outcome.failed} cells failed; the same command tries them again.")
+        if failed:
+            say(f"{failed} cells failed; the same command tries them again.")
             raise typer.Exit(1)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Height and width of "800x1333"."""
+    from bucketed_ranking.errors import BucketRankError
+
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip())
+    if match is None:
+        raise BucketRankError(f"--image-size takes HEIGHTxWIDTH, such as 800x1333, not {text!r}.")
+    return int(match[1]), int(match[2])
 
 
 def _words(text: str | None) -> tuple[str, ...] | None:

@@ -2,9 +2,14 @@
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torchvision.ops import generalized_box_iou_loss
 
 from .losses import RankingLoss
+
+CLASSIFICATION_MARK = "bucketrank.classification_loss"
+BOX_MARK = "bucketrank.box_loss"
+"""What torch.profiler calls the losses."""
 
 # A positive whose predicted box misses its target keeps this quality: it stays a positive.
 _MIN_QUALITY = 1e-6
@@ -124,18 +129,20 @@ class RankingCriterion(nn.Module):
                 f"{tuple(labels.shape)}"
             )
         num_classes = logits.shape[1]
-        box_losses = generalized_box_iou_loss(pred_boxes.float(), target_boxes.float())
+        with record_function(BOX_MARK):
+            box_losses = generalized_box_iou_loss(pred_boxes.float(), target_boxes.float())
         qualities = aligned_box_iou(pred_boxes.detach().float(), target_boxes.float())
         qualities = qualities.clamp(_MIN_QUALITY, 1.0)
 
-        losses = self.loss.forward_indexed(
-            logits,
-            positives * num_classes + labels[positives],
-            qualities,
-            ignored_rows=labels < 0,
-            # The GIoU loss lies in 0..2, aLRP's localisation error in 0..1.
-            box_losses=box_losses / 2 if self.loss.objective == "alrp" else None,
-        )
+        with record_function(CLASSIFICATION_MARK):
+            losses = self.loss.forward_indexed(
+                logits,
+                positives * num_classes + labels[positives],
+                qualities,
+                ignored_rows=labels < 0,
+                # The GIoU loss lies in 0..2, aLRP's localisation error in 0..1.
+                box_losses=box_losses / 2 if self.loss.objective == "alrp" else None,
+            )
         localisation = losses.pop("loss_loc", None)
         self._classification = torch.stack(list(losses.values())).sum().detach()
         self.positive_scores = logits.detach()[positives].float().sigmoid().amax(dim=1)

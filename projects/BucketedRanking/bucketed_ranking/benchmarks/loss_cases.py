@@ -1,4 +1,4 @@
-"""What losses are timed on: logits, positives and what else the losses take."""
+"""The input that losses are timed on: made-up logits, positives, qualities and box losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,8 +6,6 @@ from itertools import product
 
 import torch
 from torch import Tensor
-
-from ..errors import BucketRankError
 
 NUM_CLASSES = 80
 """Columns of made-up logits, as on COCO."""
@@ -20,13 +18,6 @@ training almost every negative is relevant, in a trained detector few are."""
 RELEVANT_DELTA = 0.5
 """Half-width of the relation (RS Loss's) for which relevant negatives are counted."""
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
 
 @dataclass(frozen=True)
 class GridPoint:
@@ -35,6 +26,9 @@ class GridPoint:
     regime: str
     positives: int
     negatives: int
+
+    def __str__(self) -> str:
+        return f"{self.regime}: P = {self.positives:,}, N = {self.negatives:,}"
 
 
 @dataclass(frozen=True)
@@ -85,9 +79,8 @@ class Case:
         targets.view(-1)[self.positives] = 1
         return targets
 
-    def with_dtype(self, dtype: torch.dtype) -> "Case":
-        """The case with its logits in another type."""
-        return replace(self, logits=self.logits.to(dtype))
+    def renamed(self, name: str) -> "Case":
+        return replace(self, name=name)
 
     def thinned(self, count: int) -> "Case":
         """The case with the lowest positive and `count` - 1 others; the rest become negatives.
@@ -106,55 +99,10 @@ class Case:
         )
 
 
-def parse_counts(text: str, option: str) -> list[int]:
-    """Whole numbers from "100,1e6".
-
-    Raises:
-        BucketRankError: one of them is not a whole number above 0.
-    """
-    counts = []
-    for word in text.split(","):
-        try:
-            value = float(word)
-            count = int(value)
-        except (ValueError, OverflowError):
-            value, count = 0.0, -1
-        if count < 1 or count != value:
-            raise BucketRankError(
-                f"{option} takes whole numbers above 0 such as 1000,1e6, not {word.strip()!r}."
-            )
-        counts.append(count)
-    return sorted(set(counts))
-
-
 def make_grid(regime: str, positives: Sequence[int], negatives: Sequence[int]) -> list[GridPoint]:
-    """Every combination; `regime` is one of NEGATIVE_MEANS or "both".
-
-    Raises:
-        BucketRankError: another regime.
-    """
-    if regime not in (*NEGATIVE_MEANS, "both"):
-        raise BucketRankError(
-            f"--regime is one of {', '.join(NEGATIVE_MEANS)} or both, not {regime!r}."
-        )
+    """Every combination; `regime` is one of NEGATIVE_MEANS or "both"."""
     regimes = list(NEGATIVE_MEANS) if regime == "both" else [regime]
     return [GridPoint(*point) for point in product(regimes, positives, negatives)]
-
-
-def choose_dtype(name: str) -> torch.dtype:
-    """The floating-point type of that name.
-
-    Raises:
-        BucketRankError: there is none.
-    """
-    if name not in DTYPES:
-        raise BucketRankError(f"--dtype is one of {', '.join(DTYPES)}, not {name!r}.")
-    return DTYPES[name]
-
-
-def case_name(point: GridPoint) -> str:
-    """A point of the grid in words."""
-    return f"{point.regime}: P = {point.positives:,}, N = {point.negatives:,}"
 
 
 def make_case(point: GridPoint, *, dtype: torch.dtype, device: str, seed: int) -> Case:
@@ -176,10 +124,10 @@ def make_case(point: GridPoint, *, dtype: torch.dtype, device: str, seed: int) -
     qualities = 1 - torch.rand(point.positives, generator=generator)
     box_losses = torch.rand(point.positives, generator=generator)
     return Case(
-        name=case_name(point),
-        logits=logits.view(rows, NUM_CLASSES).to(device, dtype),
-        positives=positives.to(device),
-        qualities=qualities.to(device),
-        box_losses=box_losses.to(device),
+        str(point),
+        logits.view(rows, NUM_CLASSES).to(device, dtype),
+        positives.to(device),
+        qualities.to(device),
+        box_losses.to(device),
         grid_point=point,
     )

@@ -1,8 +1,8 @@
-"""What is timed: one forward and backward pass of each loss, as its users call it."""
+"""One forward and backward pass of each loss, as its users call it."""
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES, RankingLoss
-from .cases import Case
-
-Step = Callable[[], None]
+from .loss_cases import Case
+from .timing import Call
 
 REFERENCES = {
     "focal": "fvcore.nn.sigmoid_focal_loss, eager, alpha 0.25, gamma 2, sum / number of positives",
@@ -52,35 +51,33 @@ def loop_of(loss: str) -> str | None:
     return next(name for name, kind in LOSS_NAMES.items() if kind == (objective, "loop"))
 
 
-class Steps:
-    """Makes what does one pass of a loss over a case, and leaves nothing behind.
-
-    What does not change from pass to pass, such as dense targets, is made once for all losses.
-    """
+class LossCalls:
+    """Makes calls that do one pass of a loss over a case and leave nothing behind."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
 
-    def build(self, loss: str) -> Step:
+    def build(self, loss: str) -> Call:
         """One pass of a loss of ALL_LOSSES."""
-        if loss in LOSS_NAMES:
-            return _ranking(loss, self._case)
+        case = self._case
+        logits = case.logits.detach()
         if loss == "sort":
-            return _sort(self._case)
+            return partial(torch.sort, logits.reshape(-1))
+        logits.requires_grad_()
+        if loss in LOSS_NAMES:
+            return _ranking(RankingLoss(loss), logits, case)
         function = _focal() if loss == "focal" else _cross_entropy
-        return _score_based(function, self._case, self._targets)
+        return _score_based(function, logits, case, self._targets)
 
     @cached_property
-    def _targets(self) -> Tensor:
+    def _targets(self) -> Tensor:  # the same for all losses and passes
         return self._case.dense_targets()
 
 
-def _ranking(name: str, case: Case) -> Step:
-    loss = RankingLoss(name)
-    logits = case.logits.detach().requires_grad_()
+def _ranking(loss: RankingLoss, logits: Tensor, case: Case) -> Call:
     boxes = case.box_losses.detach().requires_grad_() if loss.objective == "alrp" else None
 
-    def step() -> None:
+    def call() -> None:
         values = loss.forward_indexed(
             logits, case.positives, case.qualities, case.ignored_rows, boxes
         )
@@ -89,32 +86,24 @@ def _ranking(name: str, case: Case) -> Step:
         if boxes is not None:
             boxes.grad = None
 
-    return step
+    return call
 
 
-def _score_based(loss: Callable[[Tensor, Tensor], Tensor], case: Case, targets: Tensor) -> Step:
-    logits = case.logits.detach().requires_grad_()
+def _score_based(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, case: Case, targets: Tensor
+) -> Call:
     valid = None if case.ignored_rows is None else ~case.ignored_rows
     if valid is not None:
         targets = targets[valid]
     count = max(1, case.num_positives)
 
-    def step() -> None:
-        # Selecting belongs to the step, as in Detectron2's RetinaNet.
+    def call() -> None:
+        # Selecting belongs to the pass, as in Detectron2's RetinaNet.
         predictions = logits if valid is None else logits[valid]
         (loss(predictions, targets) / count).backward()
         logits.grad = None
 
-    return step
-
-
-def _sort(case: Case) -> Step:
-    logits = case.logits.detach().reshape(-1)
-
-    def step() -> None:
-        torch.sort(logits)
-
-    return step
+    return call
 
 
 def _focal() -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Which cells a table has: detectors x losses x seeds, and the training run behind each."""
+"""The cells of a table: detectors x losses x seeds, each with the training run behind it."""
 
 import fnmatch
 import shlex
@@ -34,8 +34,9 @@ class Cell:
         dataset: a data set with splits; None: the config's own.
         options: KEY VALUE pairs.
         folder: where the run is, or will be.
-        max_iter: iterations of training; 0 where the cell cannot be run.
-        config_hash: see `runs.config_hash`; empty where the cell cannot be run.
+        processes: one a GPU; one on the CPU.
+        max_iter, images_per_ranking, config_hash: of the run (see `engine.runs`); 0, None and ""
+            where the cell cannot be run.
         obstacle: why the cell cannot be run here; None where it can.
     """
 
@@ -46,7 +47,9 @@ class Cell:
     options: tuple[str, ...]
     folder: Path
     device: str | None = None
+    processes: int = 1
     max_iter: int = 0
+    images_per_ranking: int | None = None
     config_hash: str = ""
     obstacle: str | None = None
 
@@ -59,24 +62,22 @@ class Cell:
         """Where the output of the cell's process goes: beside the run's own folder."""
         return self.folder.with_name(f"{self.name}.log")
 
-    def arguments(self, num_gpus: int = 1) -> list[str]:
+    def arguments(self) -> list[str]:
         """What stands after `bucketrank` on the command line of this cell."""
-        words = ["train", self.config, "--loss", self.loss, "--seed", str(self.seed)]
+        words = ["train", self.config, "--loss", self.loss, "--seed", str(self.seed), "--profile"]
         words += ["--dataset", self.dataset] if self.dataset else []
         words += ["--output", str(self.folder), "--auto-resume"]
         words += ["--device", self.device] if self.device else []
-        words += ["--num-gpus", str(num_gpus)] if num_gpus > 1 else []
+        words += ["--num-gpus", str(self.processes)] if self.processes > 1 else []
         return [*words, *self.options]
 
-    def command(self, num_gpus: int = 1) -> list[str]:
+    def command(self) -> list[str]:
         """The command that runs this cell in a process of its own."""
-        return [sys.executable, "-m", "bucketrank_cli", *self.arguments(num_gpus)]
+        return [sys.executable, "-m", "bucketrank_cli", *self.arguments()]
 
-    def job(self, num_gpus: int = 1) -> str:
+    def job(self) -> str:
         """The same as a line for a shell, its output kept where a report looks for errors."""
-        return (
-            f"bucketrank {shlex.join(self.arguments(num_gpus))} > {shlex.quote(str(self.log))} 2>&1"
-        )
+        return f"bucketrank {shlex.join(self.arguments())} > {shlex.quote(str(self.log))} 2>&1"
 
 
 @dataclass(frozen=True)
@@ -84,25 +85,27 @@ class Request:
     """What a user asks for.
 
     Attributes:
+        output: folder of the table.
         dataset: None: the embedded one, or with the profile "paper" each config's own.
         detectors: names of configs, with * and ? for several; None: see `choose_detectors`.
         losses: None: `DEFAULT_LOSSES`, or the profile's.
-        output: folder of the table.
         options: KEY VALUE pairs for every cell.
+        processes: of each cell, one a GPU.
     """
 
     output: Path
     dataset: str | None = None
-    detectors: tuple[str, ...] | None = None
-    losses: tuple[str, ...] | None = None
-    seeds: tuple[int, ...] = (1,)
+    detectors: Sequence[str] | None = None
+    losses: Sequence[str] | None = None
+    seeds: Sequence[int] = (1,)
     profile: str = "default"
     options: tuple[str, ...] = ()
     device: str | None = None
+    processes: int = 1
 
 
 def default_output(dataset: str | None, profile: str) -> Path:
-    """The folder of a table whose user named none."""
+    """Default folder of a table: results/DATASET."""
     return Path("results") / (dataset or ("paper" if profile == "paper" else EMBEDDED_DATASET))
 
 
@@ -120,28 +123,21 @@ def plan(request: Request) -> list[Cell]:
         )
     for loss in request.losses or ():
         setup.check_loss(loss)
-    cells = [_cell(request, *pair, seed) for pair in _pairs(request) for seed in request.seeds]
+    if request.profile == "paper":
+        patterns = request.detectors or ["*"]
+        pairs = [
+            (row.config, row.loss)
+            for row in PUBLISHED
+            if any(fnmatch.fnmatch(row.config, pattern) for pattern in patterns)
+            and row.loss in (request.losses or (row.loss,))
+        ]
+    else:
+        detectors = choose_detectors(request.detectors, request.dataset)
+        pairs = [(c, loss) for c in detectors for loss in request.losses or DEFAULT_LOSSES]
+    cells = [_cell(request, *pair, seed) for pair in pairs for seed in request.seeds]
     if not cells:
         raise BucketRankError("No row of the paper's table has these detectors and losses.")
     return cells
-
-
-def _pairs(request: Request) -> list[tuple[str, str]]:
-    """Config and loss of every row of the table."""
-    if request.profile == "paper":
-        rows = [(row.config, row.loss) for row in PUBLISHED]
-        return [
-            (config, loss)
-            for config, loss in dict.fromkeys(rows)
-            if _matches(config, request.detectors)
-            and (not request.losses or loss in request.losses)
-        ]
-    detectors = choose_detectors(request.detectors, request.dataset)
-    return [(config, loss) for config in detectors for loss in request.losses or DEFAULT_LOSSES]
-
-
-def _matches(config: str, patterns: Sequence[str] | None) -> bool:
-    return patterns is None or any(fnmatch.fnmatch(config, pattern) for pattern in patterns)
 
 
 def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> list[str]:
@@ -169,9 +165,8 @@ def choose_configs(patterns: Sequence[str]) -> list[str]:
     configs = setup.available_configs()
     chosen: list[str] = []
     for pattern in patterns:
-        matching = fnmatch.filter(configs, pattern) or [setup.find_config(pattern).stem]
-        chosen += [name for name in matching if name not in chosen]
-    return chosen
+        chosen += fnmatch.filter(configs, pattern) or [setup.find_config(pattern).stem]
+    return list(dict.fromkeys(chosen))
 
 
 def is_tiny(config: str) -> bool:
@@ -184,27 +179,22 @@ def cell_config(cell: Cell) -> CfgNode:
     """The full config of a cell's run.
 
     Raises:
-        BucketRankError: its data set is not there.
+        BucketRankError: its data set is not there, or its batch does not divide over the GPUs.
     """
     cfg = setup.load_config(cell.config, loss=cell.loss, options=cell.options, device=cell.device)
     setup.configure_datasets(cfg, *setup.choose_datasets(cfg, cell.dataset, None, None))
+    if cfg.SOLVER.IMS_PER_BATCH % cell.processes:
+        batch = f"a batch of {cfg.SOLVER.IMS_PER_BATCH}"
+        raise BucketRankError(f"{batch} does not divide over {cell.processes} GPUs.")
     return cfg
 
 
 def _cell(request: Request, config: str, loss: str, seed: int) -> Cell:
-    dataset = request.dataset
+    dataset, options = request.dataset, list(request.options)
     if dataset is None and request.profile == "default":
         dataset = EMBEDDED_DATASET
-    options = list(request.options)
-    cell = Cell(
-        config=config,
-        loss=loss,
-        seed=seed,
-        dataset=dataset,
-        options=tuple(options),
-        folder=request.output / "cells" / f"{config.replace('/', '-')}-{loss}-seed{seed}",
-        device=request.device,
-    )
+    folder = request.output / "cells" / f"{config.replace('/', '-')}-{loss}-seed{seed}"
+    cell = Cell(config, loss, seed, dataset, (), folder, request.device, request.processes)
     if request.profile == "paper" and config not in setup.available_configs():
         return replace(cell, obstacle=f"the detector {config} is not in this version yet")
     if dataset == EMBEDDED_DATASET and is_tiny(config):
@@ -214,6 +204,9 @@ def _cell(request: Request, config: str, loss: str, seed: int) -> Cell:
         options += ["TEST.EVAL_PERIOD", str(-(-max_iter // _EVALUATIONS))]
     cell = replace(cell, options=tuple(options), max_iter=max_iter)
     try:
-        return replace(cell, config_hash=runs.config_hash(cell_config(cell)))
+        cfg = cell_config(cell)
     except BucketRankError as error:
         return replace(cell, obstacle=str(error))
+    images = runs.images_per_ranking(cfg, cell.processes)
+    config_hash = runs.config_hash(cfg, cell.processes)
+    return replace(cell, images_per_ranking=images, config_hash=config_hash)

@@ -1,0 +1,324 @@
+"""The whole of `bucketrank profile-loss`: cases, measurement, tables and files."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from .. import environment
+from ..errors import BucketRankError
+from . import timing
+from .loss_calls import REFERENCES, LossCalls, algorithm_of, loop_of
+from .loss_cases import Case, GridPoint, make_case
+from .output import ProgressDisplay, Table, csv_text, say
+from .plots import draw_profile
+from .timing import Call, Timing, TimingOptions
+
+JSON, CSV, PICTURE = "profile.json", "profile.csv", "profile.png"
+_LIGHT_POSITIVES = 64
+"""A loop's warm-up and memory are taken with so few positives: both depend on the logits alone."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure, on what, and where to put it.
+
+    Attributes:
+        grid: made-up cases.
+        training_step: arguments of `captured_cases.capture_cases`: cases from there instead.
+        device: None: CUDA where there is one, else the CPU.
+        force: replace what an earlier run has left in `output`.
+    """
+
+    losses: Sequence[str]
+    output: Path
+    grid: Sequence[GridPoint] = ()
+    training_step: dict[str, Any] | None = None
+    timing: TimingOptions = field(default_factory=TimingOptions)
+    device: str | None = None
+    dtype: str = "float32"
+    seed: int = 0
+    force: bool = False
+
+
+def profile_losses(request: Request, console: Console) -> dict[str, Any]:
+    """Measure, write profile.json, .csv and .png into the output folder, and print the tables.
+
+    Returns:
+        The content of profile.json.
+
+    Raises:
+        BucketRankError: the folder holds a profile already, the device does not exist, or there is
+            no such step of training.
+    """
+    if (request.output / JSON).exists() and not request.force:
+        raise BucketRankError(
+            f"There is a profile in {request.output} already; choose another folder with --out, or "
+            "add --force to replace it."
+        )
+    device = torch.device(environment.choose_device(request.device))
+    if request.training_step is None:
+        cases: Sequence[Case | GridPoint] = request.grid
+        source: dict[str, Any] = {"grid": [asdict(point) for point in request.grid]}
+    else:
+        cases = _captured(request, device, console)
+        source = {"training_step": request.training_step}
+    advances = len(cases) * num_advances(len(request.losses), request.timing)
+    with ProgressDisplay(advances, console) as progress:
+        results = [_measure(case, request, device, progress) for case in cases]
+    profile = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(device, request.dtype),
+        "source": {**source, "seed": request.seed},
+        "timing": asdict(request.timing),
+        "methods": _describe_methods(device),
+        "cases": results,
+    }
+    write_profile(profile, request.output)
+    print_profile(profile, console)
+    return profile
+
+
+def _captured(request: Request, device: torch.device, console: Console) -> list[Case]:
+    environment.require_detectron2("Profiling the losses of a detector")
+    from .captured_cases import capture_cases
+
+    step = request.training_step or {}
+    say(console, f"Training {step['config']} up to iteration {step['after']}")
+    cases = capture_cases(**step, device=str(device), seed=request.seed)
+    dtype = getattr(torch, request.dtype)
+    return [replace(case, logits=case.logits.to(dtype)) for case in cases]
+
+
+def _measure(
+    given: Case | GridPoint, request: Request, device: torch.device, progress: ProgressDisplay
+) -> dict[str, Any]:
+    """Measure the losses on a case, which is made now: there may not be room for two."""
+    if isinstance(given, Case):
+        return describe_case(given, measure_case(given, request.losses, request.timing, progress))
+    made = Timing(str(given))
+    with timing.skip_without_memory(made):
+        dtype = getattr(torch, request.dtype)
+        case = make_case(given, dtype=dtype, device=str(device), seed=request.seed)
+        return describe_case(case, measure_case(case, request.losses, request.timing, progress))
+    timings = [Timing(loss, skipped=made.skipped) for loss in request.losses]
+    shape = given.positives + given.negatives, 1
+    return _describe(made.name, given, (given.positives, given.negatives, 0), shape, timings)
+
+
+def num_advances(num_losses: int, options: TimingOptions) -> int:
+    """How many steps of progress `measure_case` has."""
+    return num_losses + options.repeats
+
+
+def measure_case(
+    case: Case,
+    losses: Sequence[str],
+    options: TimingOptions,
+    progress: ProgressDisplay | None = None,
+) -> list[Timing]:
+    """Time and memory of every loss on a case: memory first, then warm-up, then the timed calls."""
+
+    def advance(text: str) -> None:
+        if progress is not None:
+            progress.advance(f"{case.name}: {text}")
+
+    timings, calls = [Timing(loss) for loss in losses], LossCalls(case)
+    built: dict[str, Call] = {}
+    for loss in timings:
+        advance(loss.name)
+        with timing.skip_without_memory(loss):
+            loss.skipped = _obstacle(loss, case, options)
+            if loss.skipped is None:
+                built[loss.name] = calls.build(loss.name)
+                _prepare(loss, built[loss.name], case, options)
+    timing.time_calls(timings, built, case.logits.device, options, advance)
+    return timings
+
+
+def _obstacle(loss: Timing, case: Case, options: TimingOptions) -> str | None:
+    """Why a loss had better not be called at all."""
+    if case.num_positives == 0 and loss.name != "sort":
+        return "the case has no positives"
+    loss.predicted_seconds = seconds = _predicted_seconds(loss.name, case)
+    if seconds is not None and seconds > options.max_seconds:
+        return f"predicted to take {seconds:.3g} s a call; at most {options.max_seconds:g} s wanted"
+    return None
+
+
+def _predicted_seconds(loss: str, case: Case) -> float | None:
+    """The time of what grows with P x N or P x P, from two calls with fewer positives."""
+    count, algorithm = case.num_positives, algorithm_of(loss)
+    if algorithm == "loop" and count > 16:
+        fewer, more, power = 4, 16, 1
+    elif algorithm == "bucketed" and count > 2000:
+        fewer, more, power = count // 8, count // 4, 2
+    else:
+        return None
+    few, many = (_seconds_thinned(loss, case, c) for c in (fewer, more))
+    slope = max(0.0, many - few) / (more**power - fewer**power)
+    return many + slope * (count**power - more**power)
+
+
+def _seconds_thinned(loss: str, case: Case, count: int) -> float:
+    call = LossCalls(case.thinned(count)).build(loss)
+    return min(timing.timed(call, case.logits.device) for _ in range(2))
+
+
+def _prepare(loss: Timing, call: Call, case: Case, options: TimingOptions) -> None:
+    if algorithm_of(loss.name) == "loop" and case.num_positives > _LIGHT_POSITIVES:
+        call = LossCalls(case.thinned(_LIGHT_POSITIVES)).build(loss.name)
+    loss.peak_bytes = timing.peak_bytes(call, case.logits.device)
+    timing.warm_up(loss, call, case.logits.device, options)
+
+
+def describe_case(case: Case, timings: Sequence[Timing]) -> dict[str, Any]:
+    """What profile.json says of a case: its sizes, and in "entries" what each loss cost."""
+    sizes = case.num_positives, case.num_negatives, case.relevant_negatives()
+    return _describe(case.name, case.grid_point, sizes, tuple(case.logits.shape), timings)
+
+
+def _describe(
+    name: str,
+    point: GridPoint | None,
+    sizes: tuple[int, int, int],
+    shape: tuple[int, ...],
+    timings: Sequence[Timing],
+) -> dict[str, Any]:
+    medians = {t.name: statistics.median(t.seconds) for t in timings if t.seconds}
+    return {
+        "name": name,
+        "regime": point and point.regime,
+        "grid_negatives": point and point.negatives,
+        **dict(zip(("positives", "negatives", "relevant_negatives"), sizes, strict=True)),
+        "logits_shape": list(shape),
+        "entries": [_entry(t, medians, shape[0] * shape[1]) for t in timings],
+    }
+
+
+def _entry(loss: Timing, medians: dict[str, float], num_logits: int) -> dict[str, Any]:
+    """Seconds, ratios of medians and memory of a loss; None for what is not known."""
+    seconds, median = loss.seconds, medians.get(loss.name)
+    two = (2 * seconds if len(seconds) == 1 else seconds) or [0.0, 0.0]
+    quartiles = statistics.quantiles(two, n=4, method="inclusive")
+    return {
+        "loss": loss.name,
+        "algorithm": algorithm_of(loss.name),
+        "median_s": median,
+        "quartile_1_s": quartiles[0] if seconds else None,
+        "quartile_3_s": quartiles[2] if seconds else None,
+        "min_s": min(seconds, default=None),
+        "max_s": max(seconds, default=None),
+        "repeats": len(seconds),
+        "times_faster_than_loop": _ratio(medians.get(loop_of(loss.name) or ""), median),
+        "times_focal": _ratio(median, medians.get("focal")),
+        "peak_extra_bytes": loss.peak_bytes,
+        "peak_extra_bytes_per_logit": _ratio(loss.peak_bytes, num_logits),
+        "predicted_s": loss.predicted_seconds,
+        "skipped": loss.skipped,
+        "seconds": seconds,
+    }
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
+
+
+def describe_machine(device: torch.device, dtype: str) -> dict[str, Any]:
+    """The machine and the versions that a measurement belongs to."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "cpu": environment.cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "dtype": dtype,
+        **environment.installed_versions("fvcore"),
+        "git_commit": environment.git_commit(),
+    }
+
+
+def _describe_methods(device: torch.device) -> dict[str, str]:
+    """How the numbers were obtained, for those who read them without the code."""
+    memory = timing.MEMORY_METHODS.get(device.type, "not measured on this device")
+    return {
+        "time": "forward and backward, wall clock, device synchronised; every repeat calls each "
+        "loss once; ratios are ratios of medians",
+        "memory": f"{memory}; the gradient counts, the logits do not; loops: with at most 64 of "
+        "the positives",
+        **REFERENCES,
+    }
+
+
+def write_profile(profile: dict[str, Any], output: Path) -> None:
+    """Write the JSON with every single time, the CSV with a line a loss and case, the picture."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / JSON).write_text(json.dumps(profile, indent=2) + "\n")
+    facts = ("regime", "positives", "negatives", "relevant_negatives")
+    end = {"date": profile["date"], **profile["machine"]}
+    lines = [
+        {"case": case["name"], **{name: case[name] for name in facts}, **entry, **end}
+        for case in profile["cases"]
+        for entry in case["entries"]
+    ]
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    (output / CSV).write_text(csv_text(lines))
+    draw_profile(profile["cases"], machine_in_words(profile), output / PICTURE)
+
+
+def print_profile(profile: dict[str, Any], console: Console) -> None:
+    """One table a case, under it what was skipped, and at the end the machine."""
+    for case in profile["cases"]:
+        share = case["relevant_negatives"] / max(1, case["negatives"])
+        facts = f"logits {case['logits_shape']}, {share:.1%} of the negatives relevant"
+        say(console, f"\n{case['name']}; {facts}")
+        Table.of(case["entries"], _COLUMNS, left=1).print(console)
+        for entry in case["entries"]:
+            if entry["skipped"]:
+                say(console, f"{entry['loss']} skipped: {entry['skipped']}")
+    what = "ms: forward + backward, median; speed-up: over the loop of the same objective"
+    say(console, f"\n{what}; MiB: peak extra memory.\n{machine_in_words(profile)}")
+
+
+def machine_in_words(profile: dict[str, Any]) -> str:
+    """Machine, versions and date in one line."""
+    machine, date = profile["machine"], profile["date"][:10]
+    threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
+    where = machine["gpu"] or f"{machine['cpu']}, {threads}"
+    versions = f"torch {machine['torch']}, bucketrank {machine['bucketrank']}"
+    return f"{where}, {machine['dtype']}, {versions}, {date}"
+
+
+def _quartiles(entry: dict[str, Any]) -> str:
+    if entry["median_s"] is None:
+        return "skipped" if entry["skipped"] else "-"
+    return " .. ".join(_significant(entry[f"quartile_{n}_s"], 1e3) for n in (1, 3))
+
+
+def _significant(value: float | None, scale: float = 1) -> str:
+    """Three digits; a dash for what is not known."""
+    if value is None:
+        return "-"
+    return f"{scale * value:,.0f}" if scale * value >= 100 else f"{scale * value:.3g}"
+
+
+_COLUMNS = {
+    "loss": lambda entry: entry["loss"],
+    "ms": lambda entry: _significant(entry["median_s"], 1e3),
+    "quartiles": _quartiles,
+    "speed-up": lambda entry: _significant(entry["times_faster_than_loop"]),
+    "x focal": lambda entry: _significant(entry["times_focal"]),
+    "MiB": lambda entry: _significant(entry["peak_extra_bytes"], 1 / 2**20),
+    "B/logit": lambda entry: _significant(entry["peak_extra_bytes_per_logit"]),
+}
