@@ -57,66 +57,51 @@ class LossCalls:
     def __init__(self, case: Case) -> None:
         self._case = case
 
+    @cached_property
+    def _targets(self) -> Tensor:  # the same for all losses and passes
+        targets, ignored = self._case.dense_targets(), self._case.ignored_rows
+        return targets if ignored is None else targets[~ignored]
+
     def build(self, loss: str) -> Call:
         """One pass of a loss of ALL_LOSSES."""
-        case = self._case
-        logits = case.logits.detach()
+        case, logits = self._case, self._case.logits.detach()
         if loss == "sort":
             return partial(torch.sort, logits.reshape(-1))
         logits.requires_grad_()
-        if loss in LOSS_NAMES:
-            return _ranking(RankingLoss(loss), logits, case)
-        function = _focal() if loss == "focal" else _cross_entropy
-        return _score_based(function, logits, case, self._targets)
-
-    @cached_property
-    def _targets(self) -> Tensor:  # the same for all losses and passes
-        return self._case.dense_targets()
-
-
-def _ranking(loss: RankingLoss, logits: Tensor, case: Case) -> Call:
-    boxes = case.box_losses.detach().requires_grad_() if loss.objective == "alrp" else None
-
-    def call() -> None:
-        values = loss.forward_indexed(
-            logits, case.positives, case.qualities, case.ignored_rows, boxes
+        boxes = case.box_losses.detach().requires_grad_()
+        total = (
+            self._ranking(loss, logits, boxes)
+            if loss in LOSS_NAMES
+            else self._score_based(
+                _focal_loss() if loss == "focal" else F.binary_cross_entropy_with_logits, logits
+            )
         )
-        torch.stack(list(values.values())).sum().backward()
-        logits.grad = None
-        if boxes is not None:
-            boxes.grad = None
 
-    return call
+        def call() -> None:
+            total().backward()
+            logits.grad = boxes.grad = None
 
+        return call
 
-def _score_based(
-    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, case: Case, targets: Tensor
-) -> Call:
-    valid = None if case.ignored_rows is None else ~case.ignored_rows
-    if valid is not None:
-        targets = targets[valid]
-    count = max(1, case.num_positives)
+    def _ranking(self, name: str, logits: Tensor, boxes: Tensor) -> Callable[[], Tensor]:
+        case, loss = self._case, RankingLoss(name)
+        given = case.positives, case.qualities, case.ignored_rows
+        box_losses = boxes if loss.objective == "alrp" else None
+        return lambda: sum(loss.forward_indexed(logits, *given, box_losses).values())
 
-    def call() -> None:
+    def _score_based(self, loss: Callable[..., Tensor], logits: Tensor) -> Callable[[], Tensor]:
+        targets, ignored = self._targets, self._case.ignored_rows
+        valid = None if ignored is None else ~ignored
+        count = max(1, self._case.num_positives)
         # Selecting belongs to the pass, as in Detectron2's RetinaNet.
-        predictions = logits if valid is None else logits[valid]
-        (loss(predictions, targets) / count).backward()
-        logits.grad = None
-
-    return call
+        return lambda: (
+            loss(logits if valid is None else logits[valid], targets, reduction="sum") / count
+        )
 
 
-def _focal() -> Callable[[Tensor, Tensor], Tensor]:
+def _focal_loss() -> Callable[..., Tensor]:
     with warnings.catch_warnings():
         # Of fvcore, at its import: it scripts functions that are not used here.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
         from fvcore.nn import sigmoid_focal_loss
-
-    def focal(logits: Tensor, targets: Tensor) -> Tensor:
-        return sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2, reduction="sum")
-
-    return focal
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return partial(sigmoid_focal_loss, alpha=0.25, gamma=2)

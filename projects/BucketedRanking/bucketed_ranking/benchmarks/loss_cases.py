@@ -28,7 +28,7 @@ class GridPoint:
     negatives: int
 
     def __str__(self) -> str:
-        return f"{self.regime}: P = {self.positives:,}, N = {self.negatives:,}"
+        return f"{self.regime}: {_sizes(self.positives, self.negatives)}"
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,10 @@ class Case:
         targets.view(-1)[self.positives] = 1
         return targets
 
-    def renamed(self, name: str) -> "Case":
-        return replace(self, name=name)
+    @property
+    def sizes(self) -> str:
+        """In words."""
+        return _sizes(self.num_positives, self.num_negatives)
 
     def thinned(self, count: int) -> "Case":
         """The case with the lowest positive and `count` - 1 others; the rest become negatives.
@@ -97,6 +99,10 @@ class Case:
             qualities=self.qualities[kept],
             box_losses=self.box_losses[kept],
         )
+
+
+def _sizes(positives: int, negatives: int) -> str:
+    return f"P = {positives:,}, N = {negatives:,}"
 
 
 def make_grid(regime: str, positives: Sequence[int], negatives: Sequence[int]) -> list[GridPoint]:

@@ -23,6 +23,12 @@ from .plots import draw_profile
 from .timing import Call, Timing, TimingOptions
 
 JSON, CSV, PICTURE = "profile.json", "profile.csv", "profile.png"
+_METHODS = {
+    "time": "forward and backward, wall clock, device synchronised; every repeat calls each loss "
+    "once; ratios are ratios of medians",
+    "what memory counts": "the gradient, not the logits; loops: with at most 64 of the positives",
+    **REFERENCES,
+}
 _LIGHT_POSITIVES = 64
 """A loop's warm-up and memory are taken with so few positives: both depend on the logits alone."""
 
@@ -79,7 +85,10 @@ def profile_losses(request: Request, console: Console) -> dict[str, Any]:
         "machine": describe_machine(device, request.dtype),
         "source": {**source, "seed": request.seed},
         "timing": asdict(request.timing),
-        "methods": _describe_methods(device),
+        "methods": {
+            **_METHODS,
+            "memory": timing.MEMORY_METHODS.get(device.type, "not measured on this device"),
+        },
         "cases": results,
     }
     write_profile(profile, request.output)
@@ -101,17 +110,29 @@ def _captured(request: Request, device: torch.device, console: Console) -> list[
 def _measure(
     given: Case | GridPoint, request: Request, device: torch.device, progress: ProgressDisplay
 ) -> dict[str, Any]:
-    """Measure the losses on a case, which is made now: there may not be room for two."""
-    if isinstance(given, Case):
-        return describe_case(given, measure_case(given, request.losses, request.timing, progress))
-    made = Timing(str(given))
+    """What profile.json says of a case: its sizes, and in "entries" what each loss cost on it."""
+    point = given.grid_point if isinstance(given, Case) else given
+    case, made = given, Timing(str(given))
     with timing.skip_without_memory(made):
-        dtype = getattr(torch, request.dtype)
-        case = make_case(given, dtype=dtype, device=str(device), seed=request.seed)
-        return describe_case(case, measure_case(case, request.losses, request.timing, progress))
-    timings = [Timing(loss, skipped=made.skipped) for loss in request.losses]
-    shape = given.positives + given.negatives, 1
-    return _describe(made.name, given, (given.positives, given.negatives, 0), shape, timings)
+        if not isinstance(case, Case):  # made now: there may not be room for two
+            dtype = getattr(torch, request.dtype)
+            case = make_case(given, dtype=dtype, device=str(device), seed=request.seed)
+    if isinstance(case, Case):
+        timings = measure_case(case, request.losses, request.timing, progress)
+        sizes = case.num_positives, case.num_negatives, case.relevant_negatives()
+        name, shape = case.name, list(case.logits.shape)
+    else:
+        timings = [Timing(loss, skipped=made.skipped) for loss in request.losses]
+        sizes, name = (given.positives, given.negatives, 0), made.name
+        shape = [given.positives + given.negatives, 1]
+    return {
+        "name": name,
+        "regime": point and point.regime,
+        "grid_negatives": point and point.negatives,
+        **dict(zip(("positives", "negatives", "relevant_negatives"), sizes, strict=True)),
+        "logits_shape": shape,
+        "entries": describe_timings(timings, num_logits=shape[0] * shape[1]),
+    }
 
 
 def num_advances(num_losses: int, options: TimingOptions) -> int:
@@ -180,52 +201,33 @@ def _prepare(loss: Timing, call: Call, case: Case, options: TimingOptions) -> No
     timing.warm_up(loss, call, case.logits.device, options)
 
 
-def describe_case(case: Case, timings: Sequence[Timing]) -> dict[str, Any]:
-    """What profile.json says of a case: its sizes, and in "entries" what each loss cost."""
-    sizes = case.num_positives, case.num_negatives, case.relevant_negatives()
-    return _describe(case.name, case.grid_point, sizes, tuple(case.logits.shape), timings)
-
-
-def _describe(
-    name: str,
-    point: GridPoint | None,
-    sizes: tuple[int, int, int],
-    shape: tuple[int, ...],
-    timings: Sequence[Timing],
-) -> dict[str, Any]:
+def describe_timings(timings: Sequence[Timing], num_logits: int) -> list[dict[str, Any]]:
+    """Seconds, ratios of medians and memory of each loss; None for what is not known."""
     medians = {t.name: statistics.median(t.seconds) for t in timings if t.seconds}
-    return {
-        "name": name,
-        "regime": point and point.regime,
-        "grid_negatives": point and point.negatives,
-        **dict(zip(("positives", "negatives", "relevant_negatives"), sizes, strict=True)),
-        "logits_shape": list(shape),
-        "entries": [_entry(t, medians, shape[0] * shape[1]) for t in timings],
-    }
 
+    def describe(loss: Timing) -> dict[str, Any]:
+        seconds, median = loss.seconds, medians.get(loss.name)
+        two = (2 * seconds if len(seconds) == 1 else seconds) or [0.0, 0.0]
+        quartiles = statistics.quantiles(two, n=4, method="inclusive")
+        return {
+            "loss": loss.name,
+            "algorithm": algorithm_of(loss.name),
+            "median_s": median,
+            "quartile_1_s": quartiles[0] if seconds else None,
+            "quartile_3_s": quartiles[2] if seconds else None,
+            "min_s": min(seconds, default=None),
+            "max_s": max(seconds, default=None),
+            "repeats": len(seconds),
+            "times_faster_than_loop": _ratio(medians.get(loop_of(loss.name) or ""), median),
+            "times_focal": _ratio(median, medians.get("focal")),
+            "peak_extra_bytes": loss.peak_bytes,
+            "peak_extra_bytes_per_logit": _ratio(loss.peak_bytes, num_logits),
+            "predicted_s": loss.predicted_seconds,
+            "skipped": loss.skipped,
+            "seconds": seconds,
+        }
 
-def _entry(loss: Timing, medians: dict[str, float], num_logits: int) -> dict[str, Any]:
-    """Seconds, ratios of medians and memory of a loss; None for what is not known."""
-    seconds, median = loss.seconds, medians.get(loss.name)
-    two = (2 * seconds if len(seconds) == 1 else seconds) or [0.0, 0.0]
-    quartiles = statistics.quantiles(two, n=4, method="inclusive")
-    return {
-        "loss": loss.name,
-        "algorithm": algorithm_of(loss.name),
-        "median_s": median,
-        "quartile_1_s": quartiles[0] if seconds else None,
-        "quartile_3_s": quartiles[2] if seconds else None,
-        "min_s": min(seconds, default=None),
-        "max_s": max(seconds, default=None),
-        "repeats": len(seconds),
-        "times_faster_than_loop": _ratio(medians.get(loop_of(loss.name) or ""), median),
-        "times_focal": _ratio(median, medians.get("focal")),
-        "peak_extra_bytes": loss.peak_bytes,
-        "peak_extra_bytes_per_logit": _ratio(loss.peak_bytes, num_logits),
-        "predicted_s": loss.predicted_seconds,
-        "skipped": loss.skipped,
-        "seconds": seconds,
-    }
+    return [describe(loss) for loss in timings]
 
 
 def _ratio(value: float | None, reference: float | None) -> float | None:
@@ -246,18 +248,6 @@ def describe_machine(device: torch.device, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         **environment.installed_versions("fvcore"),
         "git_commit": environment.git_commit(),
-    }
-
-
-def _describe_methods(device: torch.device) -> dict[str, str]:
-    """How the numbers were obtained, for those who read them without the code."""
-    memory = timing.MEMORY_METHODS.get(device.type, "not measured on this device")
-    return {
-        "time": "forward and backward, wall clock, device synchronised; every repeat calls each "
-        "loss once; ratios are ratios of medians",
-        "memory": f"{memory}; the gradient counts, the logits do not; loops: with at most 64 of "
-        "the positives",
-        **REFERENCES,
     }
 
 

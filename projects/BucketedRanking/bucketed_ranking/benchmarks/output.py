@@ -1,19 +1,34 @@
 """How measurements are shown: their progress, tables of strings, and rows as CSV."""
 
+import base64
 import csv
+import html
 import io
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from markdown import markdown
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tabulate import tabulate
 
 Columns = Mapping[str, Callable[[Any], str]]
 """What a table says of each of its rows, by title."""
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; }
+th { border-bottom: 2px solid #444; vertical-align: bottom; }
+tr:has(td:first-child:not(:empty)) td { border-top: 1px solid #888; }
+img { max-width: 100%; }
+"""
 
 
 class ProgressDisplay:
@@ -63,43 +78,47 @@ class Table:
     column is named once.
     """
 
-    title: str
-    note: str
     header: list[str]
     rows: list[list[str]]
+    title: str = ""
+    note: str = ""
     left: int = 2
     grouped: bool = True
 
     @classmethod
-    def of(
-        cls, rows: Sequence[Any], columns: Columns, title: str = "", note: str = "", **how: Any
-    ) -> "Table":
+    def of(cls, rows: Sequence[Any], columns: Columns, *about: str, **how: Any) -> "Table":
         """A table of what the columns say of each row."""
         cells = [[of_row(row) for of_row in columns.values()] for row in rows]
-        return cls(title, note, list(columns), cells, **how)
+        return cls(list(columns), cells, *about, **how)
 
     def markdown(self) -> str:
         """As in GitHub's Markdown, with title and note."""
-        rows = [[text.replace("|", "\\|") for text in row] for row in self._grouped()]
-        return "\n\n".join([f"## {self.title}", self.note, self._format(rows, "github"), ""])
-
-    def html(self) -> str:
-        """As HTML, with title and note."""
-        table = self._format(self._grouped(), "html")
-        return f"<h2>{self.title}</h2>\n<p>{self.note}</p>\n{table}"
+        before, rows = None, []
+        for first, *rest in self.rows:
+            name = "" if self.grouped and first == before else first
+            rows.append([html.escape(t, quote=False).replace("|", "\\|") for t in (name, *rest)])
+            before = first
+        return "\n\n".join([f"## {self.title}", self.note, self._format(rows, "pipe")])
 
     def print(self, console: Console) -> None:
         """On a terminal, never folded or cut."""
         say(console, self._format(self.rows, "simple"))
 
-    def _grouped(self) -> list[list[str]]:
-        before = [None, *(row[0] for row in self.rows)]
-        same = [self.grouped and row[0] == b for row, b in zip(self.rows, before, strict=False)]
-        return [["", *row[1:]] if s else row for row, s in zip(self.rows, same, strict=True)]
-
     def _format(self, rows: list[list[str]], style: str) -> str:
         align = ["left"] * self.left + ["right"] * (len(self.header) - self.left)
         return tabulate(rows, self.header, style, colalign=align, disable_numparse=True)
+
+
+def page(text: str, folder: Path) -> str:
+    """Markdown as one HTML file, with the pictures of a folder inside."""
+
+    def embed(match: re.Match) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><style>{_STYLE}</style>"
+    body = re.sub('src="([^"]+)"', embed, markdown(text, extensions=["tables"]))
+    return f"{head}\n{body}\n</html>\n"
 
 
 def say(console: Console, text: str) -> None:

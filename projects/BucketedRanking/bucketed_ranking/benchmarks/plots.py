@@ -1,6 +1,5 @@
 """The pictures of a loss profile and of a table."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +30,13 @@ _QUANTITIES = {
     "peak_extra_bytes": ("peak extra memory (MiB)", 1 / 2**20),
 }
 _SIZES = {"grid_negatives": "N, negatives", "positives": "P, positives"}
+_OTHER = {"grid_negatives": "positives", "positives": "grid_negatives"}
 _PARTS = {
     "reading pictures": "#999999",
     "classification loss": "#D55E00",
     "box loss": "#E69F00",
     "network and the rest": "#56B4E9",
 }
-_PANEL = (4.6, 3.6)
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,17 @@ class Picture:
 
 
 def draw_profile(cases: Sequence[dict[str, Any]], machine: str, path: Path) -> None:
-    """Draw time and memory: curves where a size varies over a grid, else dots, a row a case.
+    """Draw time and memory: curves where a size varies over a grid, else bars, a row a case.
 
     Args:
-        cases: see `loss_profile.describe_case`.
+        cases: those of profile.json.
         machine: in words.
     """
-    panels = _curve_panels(cases)
-    if panels:
-        columns = len({size for _, _, size, _, _ in panels})
-        figure, all_axes = _panels(len(panels), columns, width=5.4)
+    regimes = list(dict.fromkeys(case["regime"] for case in cases))
+    varying = [size for size in _SIZES if len({case[size] for case in cases}) > 1]
+    if varying and None not in regimes:
+        panels = [(r, q, size) for r in regimes for q in _QUANTITIES for size in varying]
+        figure, all_axes = _panels(len(panels), len(varying), width=5.4)
         for axes, panel in zip(all_axes, panels, strict=True):
             _draw_sizes(axes, cases, *panel)
         _legend(figure, all_axes, "colour: objective, line: algorithm, band: quartiles")
@@ -64,7 +64,13 @@ def draw_profile(cases: Sequence[dict[str, Any]], machine: str, path: Path) -> N
         height = 1.3 + 0.3 * len(cases[0]["entries"])
         figure, all_axes = _panels(2 * len(cases), 2, width=6.5, height=height)
         for number, axes in enumerate(all_axes):
-            _draw_dots(axes, cases[number // 2], list(_QUANTITIES)[number % 2])
+            label, scale = list(_QUANTITIES.values())[number % 2]
+            case, quantity = cases[number // 2], list(_QUANTITIES)[number % 2]
+            values = [scale * (entry[quantity] or 0) for entry in case["entries"]]
+            colours = [style_of(entry["loss"])[0] for entry in case["entries"]]
+            names = [LABELS[entry["loss"]] for entry in case["entries"]]
+            _draw_bars(axes, names, {"": (values, colours)}, "{:.3g}")
+            _finish(axes, case["name"], label, "", "x")
     entries = [entry for case in cases for entry in case["entries"]]
     skipped = sum(entry["skipped"] is not None for entry in entries)
     note = f"\n{skipped} of {len(entries)} measurements skipped, see profile.csv" if skipped else ""
@@ -72,25 +78,11 @@ def draw_profile(cases: Sequence[dict[str, Any]], machine: str, path: Path) -> N
     _save(figure, path)
 
 
-def _curve_panels(cases: Sequence[dict[str, Any]]) -> list[tuple[str, str, str, str, int]]:
-    """Regime, quantity, size on the axis, other size and its value; empty where no size varies."""
-    if any(case["regime"] is None for case in cases):
-        return []
-    values = {size: sorted({case[size] for case in cases}) for size in _SIZES}
-    other = dict(zip(_SIZES, reversed(_SIZES), strict=True))
-    return [
-        (regime, quantity, size, other[size], values[other[size]][len(values[other[size]]) // 2])
-        for regime in dict.fromkeys(case["regime"] for case in cases)
-        for quantity in _QUANTITIES
-        for size in _SIZES
-        if len(values[size]) > 1
-    ]
-
-
-def _draw_sizes(
-    axes: Axes, cases: Sequence[dict], regime: str, quantity: str, size: str, other: str, fixed: int
-) -> None:
-    label, scale = _QUANTITIES[quantity]
+def _draw_sizes(axes: Axes, cases: Sequence[dict], regime: str, quantity: str, size: str) -> None:
+    """Curves over one size, in one regime, at the middle value of the other size."""
+    (label, scale), other = _QUANTITIES[quantity], _OTHER[size]
+    values = sorted({case[other] for case in cases})
+    fixed = values[len(values) // 2]
     cases = [case for case in cases if case["regime"] == regime and case[other] == fixed]
     measured: dict[str, dict[int, dict]] = {}
     for case in sorted(cases, key=lambda case: case[size]):
@@ -114,29 +106,6 @@ def _draw_sizes(
     _finish(axes, title, _SIZES[size], label)
 
 
-def _draw_dots(axes: Axes, case: dict[str, Any], quantity: str) -> None:
-    label, scale = _QUANTITIES[quantity]
-    entries = case["entries"]
-    known = [scale * entry[quantity] for entry in entries if entry[quantity]]
-    axes.set_xscale("log")
-    if known:
-        axes.set_xlim(min(known) / 1.5, max(known) * 2)
-        _label_scale(axes.xaxis, *axes.get_xlim())
-    for place, entry in enumerate(entries):
-        if entry[quantity] is None:
-            text = "skipped: " + entry["skipped"] if entry["skipped"] else "not measured"
-            where, style = axes.get_yaxis_transform(), {"fontsize": 8, "color": "0.4"}
-            text = textwrap.shorten(text, 70)
-            axes.annotate(text, (0.01, place), xycoords=where, va="center", **style)
-        else:
-            value = scale * entry[quantity]
-            axes.plot(value, place, "o", color=style_of(entry["loss"])[0], markersize=9)
-            _annotate(axes, f"{value:.3g}", value, place, 9)
-    axes.set_yticks(range(len(entries)), [LABELS[entry["loss"]] for entry in entries])
-    axes.set_ylim(len(entries) - 0.4, -0.6)
-    _finish(axes, case["name"], label, "")
-
-
 def _label_scale(axis: Axis, lowest: float, highest: float) -> None:
     """Plain numbers on a logarithmic axis; 2 and 5 between the powers where it is short."""
     plain = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
@@ -153,7 +122,6 @@ def draw_table(rows: Sequence["Row"], curves: Sequence["Row"], output: Path) -> 
         rows: of finished cells.
         curves: of cells that have been evaluated on the way.
     """
-    output.mkdir(parents=True, exist_ok=True)
     timed = [row for row in rows if _split(row)]
     measured = [row for row in timed if any(row.statistic(f"{task}_AP") for task in TASKS)]
     pictures = []
@@ -192,9 +160,12 @@ def _draw_by_task(
 
 
 def _draw_ap_curves(rows: Sequence["Row"]) -> Figure:
+    def curves_of(row: "Row", task: str) -> list[dict[int, float]]:
+        return [dict(cell["curves"][task]) for cell in row.cells if cell["curves"].get(task)]
+
     def draw(axes: Axes, row: "Row", task: str) -> None:
         # The mean over the seeds, and the range between the lowest and the highest.
-        curves = [dict(cell["curves"][task]) for cell in row.cells if cell["curves"].get(task)]
+        curves = curves_of(row, task)
         shared = sorted(set.intersection(*map(set, curves)))
         values = [[curve[iteration] for curve in curves] for iteration in shared]
         low_high = [list(map(min, values)), list(map(max, values))]
@@ -203,58 +174,63 @@ def _draw_ap_curves(rows: Sequence["Row"]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
 
-    def known(row: "Row", task: str) -> bool:
-        return any(cell["curves"].get(task) for cell in row.cells)
-
-    return _draw_by_task(rows, known, draw, "iteration")
+    return _draw_by_task(rows, curves_of, draw, "iteration")
 
 
 def _draw_trade(rows: Sequence["Row"]) -> Figure:
     def draw(axes: Axes, row: "Row", task: str) -> None:
         ap, seconds = row.statistic(f"{task}_AP"), row.statistic("seconds_per_iteration")
         colour, line, marker = style_of(row.loss)
-        axes.errorbar(
-            1000 * seconds.mean, ap.mean, yerr=ap.std, fmt=marker, color=colour, markersize=8,
-            capsize=3, label=row.label,
-            markerfacecolor=colour if line in ("-", "-.") else "white",
-        )  # fmt: skip
+        filling = colour if line in ("-", "-.") else "white"
+        style = {"fmt": marker, "color": colour, "markerfacecolor": filling, "markersize": 8}
+        x = 1000 * seconds.mean
+        axes.errorbar(x, ap.mean, yerr=ap.std, capsize=3, label=row.label, **style)
         axes.margins(0.15)
 
     label = "milliseconds an iteration (further left is faster)"
     return _draw_by_task(rows, lambda row, task: row.statistic(f"{task}_AP"), draw, label)
 
 
-def _split(row: "Row") -> dict[str, float] | None:
-    """Milliseconds of an iteration by part; None where they were not measured."""
-    total, losses = row.statistic("seconds_per_iteration"), row.statistic("loss_ms")
-    classification = row.statistic("classification_loss_ms")
+def _split(row: "Row") -> list[float]:
+    """Milliseconds of an iteration by part; empty where they were not measured."""
+    names = ("seconds_per_iteration", "loss_ms", "classification_loss_ms")
+    total, losses, classification = (row.statistic(name) for name in names)
     data = row.statistic("data_seconds_per_iteration")
     if total is None or losses is None or classification is None:
-        return None
+        return []
     reading = 1000 * data.mean if data else 0.0
-    boxes = max(0.0, losses.mean - classification.mean)
-    rest = max(0.0, 1000 * total.mean - reading - classification.mean - boxes)
-    return dict(zip(_PARTS, (reading, classification.mean, boxes, rest), strict=True))
+    rest = 1000 * total.mean - reading - losses.mean
+    parts = reading, classification.mean, losses.mean - classification.mean, rest
+    return [max(0.0, part) for part in parts]
 
 
 def _draw_times(rows: Sequence["Row"]) -> Figure:
     configs = list(dict.fromkeys(row.config for row in rows))
-    figure, all_axes = _panels(len(configs), width=_PANEL[0] + 1.4)
+    figure, all_axes = _panels(len(configs), width=6)
     for axes, config in zip(all_axes, configs, strict=True):
-        splits = {row.label: _split(row) or {} for row in rows if row.config == config}
-        left = [0.0] * len(splits)
-        for part, colour in _PARTS.items():
-            widths = [split[part] for split in splits.values()]
-            if any(widths):
-                axes.barh(list(splits), widths, left=left, color=colour, label=part)
-                left = [a + b for a, b in zip(left, widths, strict=True)]
-        for place, total in enumerate(left):
-            _annotate(axes, f"{total:.0f}", total, place, 4)
-        axes.set_xlim(0, 1.15 * max(left))
-        axes.invert_yaxis()
+        splits = {row.label: _split(row) for row in rows if row.config == config}
+        widths = zip(*splits.values(), strict=True)
+        parts = {part: (w, [_PARTS[part]]) for part, w in zip(_PARTS, widths, strict=True)}
+        _draw_bars(axes, list(splits), parts, "{:.0f}")
         _finish(axes, config, "milliseconds an iteration", "", "x")
     _legend(figure, all_axes)
     return figure
+
+
+def _draw_bars(
+    axes: Axes, names: Sequence[str], parts: dict[str, tuple[Sequence[float], list]], form: str
+) -> None:
+    """Horizontal bars of several parts, from the top; each part has its widths and its colours."""
+    left = [0.0] * len(names)
+    for part, (widths, colours) in parts.items():
+        if any(widths):
+            axes.barh(names, widths, left=left, color=colours, label=part)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+    for place, total in enumerate(left):
+        text, where = form.format(total) if total else "not measured", {"xytext": (4, 0)}
+        axes.annotate(text, (total, place), textcoords="offset points", va="center", **where)
+    axes.set_xlim(0, 1.15 * max(left) or 1)
+    axes.invert_yaxis()
 
 
 def _draw_curve(
@@ -269,13 +245,8 @@ def _draw_curve(
         axes.fill_between(xs, *low_high, color=colour, alpha=0.13, linewidth=0)
 
 
-def _annotate(axes: Axes, text: str, x: float, y: float, shift: int) -> None:
-    where = {"xytext": (shift, 0), "textcoords": "offset points"}
-    axes.annotate(text, (x, y), va="center", fontsize=9, **where)
-
-
 def _panels(
-    count: int, columns: int = 3, width: float = _PANEL[0], height: float = _PANEL[1]
+    count: int, columns: int = 3, width: float = 4.6, height: float = 3.6
 ) -> tuple[Figure, list[Axes]]:
     columns = min(columns, count)
     lines = -(-count // columns)
@@ -289,22 +260,19 @@ def _panels(
 
 def _finish(axes: Axes, title: str, xlabel: str, ylabel: str, grid: str = "both") -> None:
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
     axes.grid(True, axis=grid, color="0.88")
-    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(figure: Figure, all_axes: Sequence[Axes], title: str | None = None) -> None:
-    handles: dict[str, object] = {}
-    for axes in all_axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+    pairs = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in all_axes)
+    handles = {label: handle for pair in pairs for handle, label in pair}
     columns = max(1, min(3, -(-len(handles) // 2)))
     style = {"frameon": False, "handlelength": 3, "title": title, "ncols": columns}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", **style)
 
 
 def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path))

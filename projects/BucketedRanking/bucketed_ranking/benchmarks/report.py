@@ -1,7 +1,5 @@
 """The report of a table: Markdown, HTML with its pictures inside, CSV, JSON, and the short form."""
 
-import base64
-import html
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -12,8 +10,8 @@ from rich.console import Console
 from ..data.files import write_atomically
 from ..published import IMAGES_PER_RANKING, TASKS
 from .cell_records import FAILED, FINISHED, OBSTRUCTED, Record
-from .output import Columns, Table, csv_text, in_words, number, say
-from .plots import Picture, draw_table
+from .output import Columns, Table, csv_text, in_words, number, page, say
+from .plots import draw_table
 from .rows import METRICS, Row, Statistic, finished_rows, make_rows
 
 _MOST_CLASSES = 20
@@ -43,9 +41,14 @@ def write_report(records: Sequence[Record], output: Path) -> None:
     rows = finished_rows(records)
     curves = make_rows([record for record in records if record["curves"]])
     pictures = draw_table(rows, curves, output)
-    parts = *_introduction(records, rows), _tables(rows), pictures, _details(records, rows)
-    write_atomically(output / "table.md", _markdown(*parts))
-    write_atomically(output / "table.html", _html(*parts))
+    first, last = (
+        [table.markdown() for table in tables]
+        for tables in (_tables(rows), _details(records, rows))
+    )
+    images = [f"![{picture.caption}]({picture.path.name})" for picture in pictures]
+    text = "\n\n".join([*_introduction(records, rows), *first, *images, *last]) + "\n"
+    write_atomically(output / "table.md", text)
+    write_atomically(output / "table.html", page(text, output))
     flat = [{key: v for key, v in record.items() if key != "curves"} for record in records]
     write_atomically(output / "table.csv", csv_text(flat))
     content = {
@@ -103,10 +106,10 @@ def _details(records: Sequence[Record], rows: Sequence[Row]) -> list[Table]:
             title = f"{TASKS[task].capitalize()} AP by class"
             tables.append(Table.of(known, _NAMES | columns, title, "Like the AP above."))
     note = "Every cell has its own folder, or file where it was only timed, in cells/."
-    return [*tables, Table.of(records, _RUNS, "Runs", note, grouped=False)]
+    return [*tables, Table.of(records, _RUNS, "Runs", note, left=10, grouped=False)]
 
 
-def _introduction(records: Sequence[Record], rows: Sequence[Row]) -> tuple[str, list[str]]:
+def _introduction(records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
     """Title and first paragraphs."""
     finished = sum(record["state"] == FINISHED for record in records)
     seeds = ", ".join(map(str, sorted({record["seed"] for record in records})))
@@ -119,7 +122,7 @@ def _introduction(records: Sequence[Record], rows: Sequence[Row]) -> tuple[str, 
     datasets = dict.fromkeys(str(record["dataset"] or "each config's own") for record in records)
     title = "What ranking losses cost in a training step"
     title = title if pictures else f"Ranking losses on {', '.join(datasets)}"
-    return title, [*text, *_notes(rows)]
+    return [f"# {title}", *text, *_notes(rows)]
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
@@ -150,47 +153,6 @@ def _machine(record: Record) -> str:
     versions = {name: record.get(f"{name}_version") for name in ("torch", "bucketrank")}
     known = [f"{name} {version}" for name, version in versions.items() if version]
     return ", ".join([f"{record['device_name'] or record['device']} ({count})", *known])
-
-
-def _markdown(
-    title: str,
-    paragraphs: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Sequence[Picture],
-    details: Sequence[Table],
-) -> str:
-    images = [f"![{picture.caption}]({picture.path.name})" for picture in pictures]
-    first, last = ([table.markdown() for table in some] for some in (tables, details))
-    return "\n\n".join([f"# {title}", *paragraphs, *first, *images, *last]) + "\n"
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; }
-th { border-bottom: 2px solid #444; vertical-align: bottom; }
-tr:has(td:first-child:not(:empty)) td { border-top: 1px solid #888; }
-img { max-width: 100%; }
-"""
-
-
-def _html(
-    title: str,
-    paragraphs: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Sequence[Picture],
-    details: Sequence[Table],
-) -> str:
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
-    texts = [f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs]
-    images = []
-    for picture in pictures:
-        data = base64.b64encode(picture.path.read_bytes()).decode()
-        image = f"<img alt='{picture.caption}' src='data:image/png;base64,{data}'>"
-        images.append(f"<figure>{image}<figcaption>{picture.caption}</figcaption></figure>")
-    first, last = ([table.html() for table in some] for some in (tables, details))
-    parts = [head, f"<style>{_STYLE}</style><h1>{title}</h1>", *texts, *first, *images, *last]
-    return "\n".join([*parts, "</html>\n"])
 
 
 def _text(statistic: Statistic | None, decimals: int, sign: str = "", scale: float = 1) -> str:

@@ -99,7 +99,7 @@ def show_plan(request: Request, places: Sequence[Place], console: Console) -> No
             time, source = (in_words(times[-1]), known[1]) if known else ("unknown", "")
         numbers = str(cell.max_iter or "-"), str(cell.images_per_ranking or "-")
         rows.append([cell.name, state, *numbers, time, source])
-    Table("", "", header, rows).print(console)
+    Table(header, rows).print(console)
     for obstacle in dict.fromkeys(cell.obstacle for cell in cells if cell.obstacle):
         say(console, f"Cannot be run: {obstacle}")
     _warn_of_other_rankings(request, cells, console)

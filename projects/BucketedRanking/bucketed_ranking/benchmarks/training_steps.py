@@ -20,17 +20,17 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from rich.console import Console
 
+from .. import environment
 from ..data.files import write_atomically
 from ..engine import runs, setup
 from ..engine.hooks import SeedEachIteration
 from ..engine.loss_profiler import measure_losses, summarise_samples
 from ..engine.trainer import Trainer
-from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
 from . import cell_records as records
 from . import timing
 from .cells import DEFAULT_LOSSES, choose_configs, is_tiny
-from .output import ProgressDisplay, say
+from .output import ProgressDisplay, number, say
 from .timing import Timing, TimingOptions
 
 DEFAULT_OUTPUT = Path("results/timing")
@@ -73,73 +73,75 @@ def time_detectors(request: TimingRequest, console: Console) -> None:
     """
     for loss in request.losses or ():
         setup.check_loss(loss)
-    tiny = [name for name in setup.available_configs() if not is_tiny(name)]
-    configs = tiny if request.detectors is None else choose_configs(request.detectors)
-    cells = [(c, loss) for c in configs for loss in request.losses or DEFAULT_LOSSES]
+    full_size = [name for name in setup.available_configs() if not is_tiny(name)]
+    configs = full_size if request.detectors is None else choose_configs(request.detectors)
     entries = [
         {"name": f"{config.replace('/', '-')}-{loss}", "config": config, "loss": loss, "seed": 0,
          "dataset": None, "max_iter": request.steps}
-        for config, loss in cells
+        for config in configs
+        for loss in request.losses or DEFAULT_LOSSES
     ]  # fmt: skip
     records.add_to_grid(request.output, [{**entry, "timing": True} for entry in entries])
     with ProgressDisplay(len(entries), console) as progress:
         for entry in entries:
             progress.advance(f"{entry['config']} with {entry['loss']}")
             path = records.timing_file(request.output, entry["name"])
-            cfg = _config(request, entry)
-            known = {**entry, **_conditions(request, cfg)}
-            before = json.loads(path.read_text()) if path.is_file() else known
-            if any(before.get(key) != value for key, value in known.items()):
+            cfg = _config(request, entry["config"], entry["loss"])
+            about = _conditions(request, cfg)
+            before = json.loads(path.read_text()) if path.is_file() else about
+            if any(before.get(key) != value for key, value in about.items()):
                 raise BucketRankError(
                     f"{path} was timed under other conditions; choose another folder with --output."
                 )
             if before.get("state") != records.FINISHED:
-                record = {**known, **_measure(cfg, request)}
+                record = {**entry, **about, **_machine(cfg), **_measure(cfg, request)}
                 write_atomically(path, json.dumps(record, indent=1) + "\n")
-                took = f"{record.get('seconds_per_iteration') or 0:.3f} s/iteration"
+                took = f"{number(record['seconds_per_iteration'], 3)} s/iteration"
                 say(console, f"{entry['name']}: {record['error'] or took}")
 
 
-def _config(request: TimingRequest, entry: records.Record) -> CfgNode:
+def _config(request: TimingRequest, config: str, loss: str) -> CfgNode:
     options = ["MODEL.WEIGHTS", "", *request.options]
-    cfg = setup.load_config(
-        entry["config"], loss=entry["loss"], options=options, device=request.device
-    )
-    if request.batch_size is not None:
-        cfg.SOLVER.IMS_PER_BATCH = request.batch_size
+    cfg = setup.load_config(config, loss=loss, options=options, device=request.device)
+    cfg.SOLVER.IMS_PER_BATCH = request.batch_size or cfg.SOLVER.IMS_PER_BATCH
     return cfg
 
 
 def _conditions(request: TimingRequest, cfg: CfgNode) -> records.Record:
-    height, width = request.image_size
-    count = cfg.SOLVER.IMS_PER_BATCH
+    count, (height, width) = cfg.SOLVER.IMS_PER_BATCH, request.image_size
     pictures = f"{count} made-up picture{'s' if count > 1 else ''} of {width} x {height}"
     amp = ", mixed precision" if cfg.SOLVER.AMP.ENABLED else ""
     return {
         "config_hash": runs.config_hash(cfg),
-        "device_name": device_name(cfg.MODEL.DEVICE),
+        "device_name": environment.device_name(cfg.MODEL.DEVICE),
         "images_per_ranking": runs.images_per_ranking(cfg, processes=1),
         "pictures": f"random weights, {pictures} an iteration{amp}",
     }
 
 
-def _measure(cfg: CfgNode, request: TimingRequest) -> records.Record:
-    versions = installed_versions("torchvision", "detectron2")
-    about = {
-        "git_commit": git_commit(),
+def _machine(cfg: CfgNode) -> records.Record:
+    versions = environment.installed_versions("torchvision", "detectron2")
+    return {
+        "git_commit": environment.git_commit(),
         **{f"{name}_version": version for name, version in versions.items()},
         "device": cfg.MODEL.DEVICE,
         "threads": torch.get_num_threads(),
         "processes": 1,
         "started": runs.now(),
     }
+
+
+def _measure(cfg: CfgNode, request: TimingRequest) -> records.Record:
     costs = measure_training_steps(cfg, request.image_size, request.steps)
     if costs["error"]:
-        return {**about, **costs, "state": records.FAILED}
-    share, images = records.share_of(costs), cfg.SOLVER.IMS_PER_BATCH
-    speed = images / costs["seconds_per_iteration"]
-    about |= {"classification_loss_share": share, "images_per_second": speed}
-    return {**about, **costs, "state": records.FINISHED, "iterations": request.steps}
+        return {**costs, "state": records.FAILED}
+    return {
+        **costs,
+        "state": records.FINISHED,
+        "iterations": request.steps,
+        "classification_loss_share": records.share_of(costs),
+        "images_per_second": cfg.SOLVER.IMS_PER_BATCH / costs["seconds_per_iteration"],
+    }
 
 
 def measure_training_steps(
@@ -156,23 +158,21 @@ def measure_training_steps(
         took on the GPU; None on the CPU) and "error": None, or that memory ran out.
 
     Raises:
-        BucketRankError: mixed precision without CUDA.
+        BucketRankError: see :func:`trainer_class`.
     """
     device = torch.device(cfg.MODEL.DEVICE)
-    if cfg.SOLVER.AMP.ENABLED and device.type != "cuda":
-        raise BucketRankError("SOLVER.AMP.ENABLED, mixed precision, needs a CUDA device.")
+    make_trainer = trainer_class(cfg)
     torch.manual_seed(seed)
     cfg = cfg.clone()
     # The optimiser does all its work, but the weights, and with them the losses' input, stay.
     cfg.SOLVER.BASE_LR = 0.0
     step, samples = Timing("step"), []
-    with timing.skip_without_memory(step), EventStorage():
+    with timing.skip_without_memory(step), EventStorage() as storage:
         model = build_model(cfg).train()
         batches = itertools.repeat(make_batch(cfg, image_size, seed))
-        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        trainer = kind(model, batches, Trainer.build_optimizer(cfg, model))
+        trainer = make_trainer(model, batches, Trainer.build_optimizer(cfg, model))
         trainer.register_hooks([SeedEachIteration(seed)])
-        trainer.iter = trainer.start_iter = 0
+        trainer.storage, trainer.iter = storage, 0
 
         def call() -> None:
             trainer.before_step()
@@ -196,6 +196,17 @@ def measure_training_steps(
         "peak_memory_bytes": step.peak_bytes,
         "error": step.skipped,
     }
+
+
+def trainer_class(cfg: CfgNode) -> type[SimpleTrainer]:
+    """What takes the steps, as in training: mixed precision with SOLVER.AMP.ENABLED.
+
+    Raises:
+        BucketRankError: mixed precision without CUDA.
+    """
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise BucketRankError("SOLVER.AMP.ENABLED, mixed precision, needs a CUDA device.")
+    return AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
 
 
 def make_batch(cfg: CfgNode, image_size: tuple[int, int], seed: int) -> list[dict]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bucketed_ranking.profiling.cases import Case, GridPoint, make_case
+from bucketed_ranking.benchmarks.loss_cases import Case, GridPoint, make_case
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bucketed_ranking.tables import records
+from bucketed_ranking.benchmarks import cell_records as records
 
 RUN = {
     "state": "finished",
@@ -14,6 +14,7 @@ RUN = {
     "device_name": "A Processor",
     "threads": 2,
     "processes": 1,
+    "images_per_ranking": 8,
     "started": "2026-11-22T10:00:00+00:00",
     "ended": "2026-11-22T10:05:00+00:00",
 }
@@ -35,8 +36,7 @@ def write_cell(
 ) -> str:
     """Write a finished cell, or one that `run` says something else of; returns its name."""
     name = f"{config}-{loss}-seed{seed}"
-    entry = records.grid_entry(name, config, loss, max_iter=max_iter, seed=seed, dataset=dataset)
-    records.add_to_grid(output, [entry])
+    records.add_to_grid(output, [grid_entry(name, config, loss, max_iter, seed, dataset)])
     folder = output / "cells" / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("VERSION: 2\n")
@@ -63,6 +63,15 @@ def write_cell(
         (folder / "results.json").write_text(json.dumps(results))
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return name
+
+
+def grid_entry(
+    name: str, config: str, loss: str, max_iter: int, seed: int = 0, dataset: str | None = None
+) -> dict[str, object]:
+    return {
+        "name": name, "config": config, "loss": loss, "seed": seed, "dataset": dataset,
+        "max_iter": max_iter,
+    }  # fmt: skip
 
 
 def _metrics(ap: float) -> dict[str, object]:

@@ -5,9 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bucketed_ranking.benchmarks.loss_calls import (
+    ALL_LOSSES,
+    LossCalls,
+    loop_of,
+    parse_losses,
+)
 from bucketed_ranking.errors import BucketRankError
 from bucketed_ranking.losses import LOSS_NAMES
-from bucketed_ranking.profiling.steps import ALL_LOSSES, Steps, loop_of, parse_losses
 
 
 @pytest.mark.parametrize("loss", ALL_LOSSES)
@@ -17,7 +22,7 @@ def test_every_loss_runs_and_leaves_nothing_behind(case, loss, dtype):
     rows[::7] = True
     case = replace(case, logits=case.logits.to(dtype), ignored_rows=rows)
     before = case.logits.clone()
-    Steps(case).build(loss)()
+    LossCalls(case).build(loss)()
     assert case.logits.grad is None
     assert not case.logits.requires_grad
     assert torch.equal(case.logits, before)

@@ -5,10 +5,11 @@ import torch
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
+from bucketed_ranking.benchmarks.captured_cases import capture_cases
+from bucketed_ranking.benchmarks.loss_calls import ALL_LOSSES
+from bucketed_ranking.benchmarks.loss_profile import measure_case
+from bucketed_ranking.benchmarks.timing import TimingOptions
 from bucketed_ranking.errors import BucketRankError
-from bucketed_ranking.profiling.capture import capture_cases
-from bucketed_ranking.profiling.steps import ALL_LOSSES
-from bucketed_ranking.profiling.timing import TimingOptions, measure_case
 from tests.small_detectors import NARROW
 
 

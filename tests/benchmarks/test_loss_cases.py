@@ -5,14 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bucketed_ranking.errors import BucketRankError
-from bucketed_ranking.profiling.cases import (
+from bucketed_ranking.benchmarks.loss_cases import (
     Case,
     GridPoint,
-    choose_dtype,
     make_case,
     make_grid,
-    parse_counts,
 )
 
 
@@ -70,26 +67,8 @@ def test_thinning_keeps_what_is_relevant(count):
     assert thinned.relevant_negatives() + count == every
 
 
-def test_counts_may_be_written_as_powers_of_ten():
-    assert parse_counts("1e6,100, 2.5e3", "--negatives") == [100, 2500, 1_000_000]
-
-
-@pytest.mark.parametrize("text", ["", "0", "-5", "1.5", "many", "1e400", "nan", "1,,2"])
-def test_what_is_no_count_is_named(text):
-    with pytest.raises(BucketRankError, match="--positives takes whole numbers"):
-        parse_counts(text, "--positives")
-
-
 def test_the_grid_has_every_combination():
     grid = make_grid("both", [1, 2], [3])
     assert [(p.regime, p.positives, p.negatives) for p in grid] == [
         ("start", 1, 3), ("start", 2, 3), ("trained", 1, 3), ("trained", 2, 3),
     ]  # fmt: skip
-    with pytest.raises(BucketRankError, match="--regime"):
-        make_grid("middle", [1], [1])
-
-
-def test_an_unknown_type_is_named():
-    assert choose_dtype("bfloat16") is torch.bfloat16
-    with pytest.raises(BucketRankError, match="int8"):
-        choose_dtype("int8")

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bucketed_ranking.profiling import plots
-from bucketed_ranking.profiling.report import CaseResult
-from tests.profiling import given
+from bucketed_ranking.benchmarks.plots import draw_profile
+from tests.benchmarks import given
 
 
-def drawn(path: Path, *cases: CaseResult) -> np.ndarray:
-    plots.draw(given.profile(*cases), path)
+def drawn(path: Path, *cases: dict) -> np.ndarray:
+    draw_profile(cases or [given.case()], "A machine", path)
     return np.asarray(Image.open(path).convert("RGB"))
 
 
@@ -21,7 +20,7 @@ def colours_of(picture: np.ndarray) -> set[int]:
 
 
 GRID = [
-    given.result(regime, p, n, scale=p * n / 1e5)
+    given.case(regime, p, n, scale=p * n / 1e5)
     for regime in ("start", "trained")
     for p in (100, 1000)
     for n in (1000, 10_000)
@@ -32,10 +31,10 @@ GRID = [
     "cases",
     [
         GRID,
-        [c for c in GRID if c.positives == 100],
-        [c for c in GRID if c.grid_negatives == 1000 and c.regime == "start"],
+        [c for c in GRID if c["positives"] == 100],
+        [c for c in GRID if c["grid_negatives"] == 1000 and c["regime"] == "start"],
         GRID[:1],
-        [given.result(None), given.result(None, 7)],
+        [given.case(None), given.case(None, 7)],
     ],
     ids=["both vary", "negatives vary", "positives vary", "one case", "captured"],
 )
@@ -49,6 +48,6 @@ def test_losses_show_in_their_colours(tmp_path, cases):
 
 
 def test_a_grid_of_which_nothing_was_measured_is_drawn_empty(tmp_path):
-    skipped = [given.entry("rs", skipped="too slow")]
-    cases = [CaseResult("x", "start", n, 5, n, 0, (n, 1), skipped) for n in (10, 20)]
+    skipped = [given.timing("rs", skipped="too slow")]
+    cases = [given.case(negatives=n, timings=skipped) for n in (10, 20)]
     assert drawn(tmp_path / "p.png", *cases).size

@@ -1,11 +1,13 @@
 """Which cells a table has."""
 
+from dataclasses import replace
+
 import pytest
 
-from bucketed_ranking.engine import setup
-from bucketed_ranking.errors import BucketRankError
-from bucketed_ranking.published import PUBLISHED
-from bucketed_ranking.tables.grid import (
+pytest.importorskip("detectron2", reason="detectron2 is not installed")
+
+
+from bucketed_ranking.benchmarks.cells import (
     DEFAULT_LOSSES,
     EMBEDDED_ITERATIONS,
     Request,
@@ -13,6 +15,9 @@ from bucketed_ranking.tables.grid import (
     is_tiny,
     plan,
 )
+from bucketed_ranking.engine import runs, setup
+from bucketed_ranking.errors import BucketRankError
+from bucketed_ranking.published import PUBLISHED
 
 
 def test_by_default_two_tiny_detectors_with_every_loss_on_the_embedded_data(tmp_path):
@@ -37,6 +42,15 @@ def test_seeds_share_a_config_and_have_folders_of_their_own(tmp_path, blobs):
     assert first.max_iter == setup.load_config("retinanet_tiny", device="cpu").SOLVER.MAX_ITER
 
 
+def test_processes_that_share_a_batch_change_the_ranking_and_the_hash(tmp_path, blobs):
+    request = Request(tmp_path, blobs, ("retinanet_tiny",), ("brs",))
+    (one,), (two,), (three,) = (plan(replace(request, processes=count)) for count in (1, 2, 3))
+    assert (one.images_per_ranking, two.images_per_ranking) == (8, 4)
+    assert one.config_hash != two.config_hash
+    assert one.config_hash == runs.config_hash(cell_config(one))
+    assert "8 does not divide over 3 GPUs" in three.obstacle
+
+
 def test_options_of_the_user_win_and_curves_have_points(tmp_path, blobs):
     options = ("SOLVER.MAX_ITER", "30", "SOLVER.BASE_LR", "0.5")
     (cell,) = plan(Request(tmp_path, blobs, ("retinanet_tiny",), ("brs",), options=options))
@@ -49,13 +63,15 @@ def test_options_of_the_user_win_and_curves_have_points(tmp_path, blobs):
 
 def test_a_cell_is_an_ordinary_training_command(tmp_path, blobs):
     (cell,) = plan(Request(tmp_path, blobs, ("retinanet_tiny",), ("brs",), seeds=(3,)))
-    words = cell.arguments(num_gpus=4)
+    words = replace(cell, processes=4).arguments()
     assert words[:2] == ["train", "retinanet_tiny"]
     for option, value in {
         "--loss": "brs", "--seed": "3", "--dataset": blobs, "--output": str(cell.folder),
         "--num-gpus": "4",
     }.items():  # fmt: skip
         assert words[words.index(option) + 1] == value
+    assert "--profile" in words
+    assert "--num-gpus" not in cell.arguments()
     assert cell.job().startswith("bucketrank train retinanet_tiny ")
 
 
