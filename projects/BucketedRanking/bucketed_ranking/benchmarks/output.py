@@ -93,20 +93,23 @@ class Table:
 
     def markdown(self) -> str:
         """As in GitHub's Markdown, with title and note."""
-        before, rows = None, []
-        for first, *rest in self.rows:
-            name = "" if self.grouped and first == before else first
-            rows.append([html.escape(t, quote=False).replace("|", "\\|") for t in (name, *rest)])
-            before = first
-        return "\n\n".join([f"## {self.title}", self.note, self._format(rows, "pipe")])
+        rows = [
+            ["", *row[1:]] if self.grouped and row[0] == before else row
+            for row, before in zip(self.rows, [None, *(row[0] for row in self.rows)], strict=False)
+        ]
+        header, *rows = [
+            [html.escape(text, quote=False).replace("|", "\\|") for text in row]
+            for row in (self.header, *rows)
+        ]
+        return "\n\n".join([f"## {self.title}", self.note, self._format(header, rows, "pipe")])
 
     def print(self, console: Console) -> None:
         """On a terminal, never folded or cut."""
-        say(console, self._format(self.rows, "simple"))
+        say(console, self._format(self.header, self.rows, "simple"))
 
-    def _format(self, rows: list[list[str]], style: str) -> str:
-        align = ["left"] * self.left + ["right"] * (len(self.header) - self.left)
-        return tabulate(rows, self.header, style, colalign=align, disable_numparse=True)
+    def _format(self, header: list[str], rows: list[list[str]], style: str) -> str:
+        align = ["left"] * self.left + ["right"] * (len(header) - self.left)
+        return tabulate(rows, header, style, colalign=align, disable_numparse=True)
 
 
 def page(text: str, folder: Path) -> str:
