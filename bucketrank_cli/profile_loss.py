@@ -59,7 +59,6 @@ def profile_loss(
     """Time the losses, and measure their memory, over numbers of positives and negatives."""
     from rich.console import Console
 
-    from bucketed_ranking.benchmarks.loss_calls import parse_losses
     from bucketed_ranking.benchmarks.loss_cases import make_grid
     from bucketed_ranking.benchmarks.loss_profile import Request, profile_losses
     from bucketed_ranking.benchmarks.timing import TimingOptions
@@ -75,7 +74,7 @@ def profile_loss(
             "--from-training CONFIG."
         )
     request = Request(
-        losses=parse_losses(losses),
+        losses=_losses(losses),
         output=out,
         grid=make_grid(
             regime,
@@ -91,3 +90,17 @@ def profile_loss(
     )
     profile_losses(request, Console())
     say(f"Numbers and plots are in {out}.")
+
+
+def _losses(text: str) -> list[str]:
+    """Names of losses from "rs,brs,focal", each once."""
+    from bucketed_ranking.benchmarks.loss_calls import ALL_LOSSES
+    from bucketed_ranking.errors import BucketRankError
+
+    names = list(dict.fromkeys(word.strip() for word in text.split(",")))
+    for name in names:
+        if name not in ALL_LOSSES:
+            raise BucketRankError(
+                f"There is no loss {name!r} to profile; choose among {', '.join(ALL_LOSSES)}."
+            )
+    return names

@@ -1,12 +1,18 @@
 """`bucketrank table`."""
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .options import ConfigOptions, Device, say, whole_numbers
+
+
+class Profile(StrEnum):
+    default = "default"
+    paper = "paper"
 
 
 def table(
@@ -27,8 +33,8 @@ def table(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds by commas.")] = "1",
     profile: Annotated[
-        str, typer.Option(help="paper: exactly the rows of the published table.")
-    ] = "default",
+        Profile, typer.Option(help="paper: exactly the rows of the published table.")
+    ] = Profile.default,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the table; left out, results/DATASET.")
     ] = None,
@@ -86,51 +92,48 @@ def table(
     require_detectron2("Training a table")
     from bucketed_ranking.benchmarks import table as job
     from bucketed_ranking.benchmarks import training_steps
-    from bucketed_ranking.benchmarks.cells import Request, default_output
+    from bucketed_ranking.benchmarks.cells import EMBEDDED_DATASET, plan
 
     console = Console()
-    default = training_steps.DEFAULT_OUTPUT if timing else default_output(dataset, profile)
-    folder = output or default
+    paper = profile is Profile.paper
+    name = "timing" if timing else dataset or ("paper" if paper else EMBEDDED_DATASET)
+    folder = output or Path("results") / name
     if report_only:
         job.report(folder, console)
         return
+    chosen = {
+        "detectors": _words(detectors),
+        "losses": _words(losses),
+        "options": options or [],
+        "device": device,
+    }
     if timing:
-        request = training_steps.TimingRequest(
-            output=folder,
-            detectors=_words(detectors),
-            losses=_words(losses),
-            batch_size=batch_size,
-            image_size=_size(image_size),
-            steps=steps,
-            options=tuple(options or ()),
-            device=device,
-        )
-        training_steps.time_detectors(request, console)
+        training_steps.time_detectors(
+            folder, batch_size=batch_size, image_size=_size(image_size), steps=steps,
+            console=console, **chosen,
+        )  # fmt: skip
         job.report(folder, console)
         return
     here = not dry_run and emit_jobs is None
-    places = job.choose_places(gpus, gpus_per_cell, jobs, device, profile=profile, here=here)
-    request = Request(
-        output=folder,
+    places = job.choose_places(gpus, gpus_per_cell, jobs, device, paper=paper, here=here)
+    cells = plan(
+        folder,
         dataset=dataset,
-        detectors=_words(detectors),
-        losses=_words(losses),
         seeds=whole_numbers(seeds, "--seeds", at_least=0),
-        profile=profile,
-        options=tuple(options or ()),
-        device=device,
+        paper=paper,
         processes=max(1, len(places[0].gpus)),
+        **chosen,
     )
     if dry_run:
-        job.show_plan(request, places, console)
+        job.show_plan(cells, folder, places, console)
     elif emit_jobs is not None:
-        count = job.write_jobs(request, emit_jobs)
+        count = job.write_jobs(cells, folder, emit_jobs)
         say(
             f"{count} commands are in {emit_jobs}; afterwards `bucketrank table --report-only "
             f"--output {folder}` collects them."
         )
     else:
-        stopped, failed = job.run(request, places, console)
+        stopped, failed = job.run(cells, folder, places, console)
         if stopped:
             say("Stopped; the cells under way have saved a checkpoint. The same command goes on.")
             raise typer.Exit(130)

@@ -10,7 +10,6 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 from bucketed_ranking.benchmarks.cells import (
     DEFAULT_LOSSES,
     EMBEDDED_ITERATIONS,
-    Request,
     cell_config,
     is_tiny,
     plan,
@@ -20,8 +19,14 @@ from bucketed_ranking.errors import BucketRankError
 from bucketed_ranking.published import PUBLISHED
 
 
+def plan_brs(output, dataset, **how):
+    return plan(
+        output, **{"dataset": dataset, "detectors": ("retinanet_tiny",), "losses": ("brs",), **how}
+    )
+
+
 def test_by_default_two_tiny_detectors_with_every_loss_on_the_embedded_data(tmp_path):
-    cells = plan(Request(tmp_path))
+    cells = plan(tmp_path)
     assert [(cell.config, cell.loss) for cell in cells] == [
         (config, loss)
         for config in ("retinanet_tiny", "faster_rcnn_tiny")
@@ -35,16 +40,14 @@ def test_by_default_two_tiny_detectors_with_every_loss_on_the_embedded_data(tmp_
 
 
 def test_seeds_share_a_config_and_have_folders_of_their_own(tmp_path, blobs):
-    request = Request(tmp_path, blobs, ("retinanet_tiny",), ("brs",), seeds=(1, 2))
-    first, second = plan(request)
+    first, second = plan_brs(tmp_path, blobs, seeds=(1, 2))
     assert first.config_hash == second.config_hash
     assert first.folder != second.folder
     assert first.max_iter == setup.load_config("retinanet_tiny", device="cpu").SOLVER.MAX_ITER
 
 
 def test_processes_that_share_a_batch_change_the_ranking_and_the_hash(tmp_path, blobs):
-    request = Request(tmp_path, blobs, ("retinanet_tiny",), ("brs",))
-    (one,), (two,), (three,) = (plan(replace(request, processes=count)) for count in (1, 2, 3))
+    one, two, three = (plan_brs(tmp_path, blobs, processes=count)[0] for count in (1, 2, 3))
     assert (one.images_per_ranking, two.images_per_ranking) == (8, 4)
     assert one.config_hash != two.config_hash
     assert one.config_hash == runs.config_hash(cell_config(one))
@@ -53,16 +56,16 @@ def test_processes_that_share_a_batch_change_the_ranking_and_the_hash(tmp_path, 
 
 def test_options_of_the_user_win_and_curves_have_points(tmp_path, blobs):
     options = ("SOLVER.MAX_ITER", "30", "SOLVER.BASE_LR", "0.5")
-    (cell,) = plan(Request(tmp_path, blobs, ("retinanet_tiny",), ("brs",), options=options))
+    (cell,) = plan_brs(tmp_path, blobs, options=options)
     cfg = cell_config(cell)
     assert (cell.max_iter, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (30, 30, 0.5)
     assert 0 < cfg.TEST.EVAL_PERIOD < 30
-    own = Request(tmp_path, blobs, ("retinanet_tiny",), ("brs",), options=("TEST.EVAL_PERIOD", "0"))
-    assert cell_config(plan(own)[0]).TEST.EVAL_PERIOD == 0
+    (own,) = plan_brs(tmp_path, blobs, options=("TEST.EVAL_PERIOD", "0"))
+    assert cell_config(own).TEST.EVAL_PERIOD == 0
 
 
 def test_a_cell_is_an_ordinary_training_command(tmp_path, blobs):
-    (cell,) = plan(Request(tmp_path, blobs, ("retinanet_tiny",), ("brs",), seeds=(3,)))
+    (cell,) = plan_brs(tmp_path, blobs, seeds=(3,))
     words = replace(cell, processes=4).arguments()
     assert words[:2] == ["train", "retinanet_tiny"]
     for option, value in {
@@ -76,13 +79,13 @@ def test_a_cell_is_an_ordinary_training_command(tmp_path, blobs):
 
 
 def test_detectors_by_pattern(tmp_path, blobs):
-    cells = plan(Request(tmp_path, blobs, ("*_tiny",), ("brs",)))
+    cells = plan_brs(tmp_path, blobs, detectors=("*_tiny",))
     tiny = {name for name in setup.available_configs() if is_tiny(name)}
     assert {cell.config for cell in cells} == tiny
 
 
 def test_a_data_set_of_full_size_detectors_gets_those(tmp_path):
-    cells = plan(Request(tmp_path, "coco", losses=("brs",), device="cpu"))
+    cells = plan(tmp_path, dataset="coco", losses=("brs",), device="cpu")
     configs = [cell.config for cell in cells]
     assert {"retinanet_R_50_FPN_1x", "faster_rcnn_R_50_FPN_1x"} <= set(configs)
     assert not any(map(is_tiny, configs))
@@ -91,25 +94,24 @@ def test_a_data_set_of_full_size_detectors_gets_those(tmp_path):
 
 
 def test_the_paper_profile_has_the_rows_of_the_paper_and_no_others(tmp_path):
-    cells = plan(Request(tmp_path, profile="paper", device="cpu"))
+    cells = plan(tmp_path, paper=True, device="cpu")
     assert [(cell.config, cell.loss) for cell in cells] == [(r.config, r.loss) for r in PUBLISHED]
     absent = [cell for cell in cells if cell.config.startswith("codetr")]
     assert absent
     assert all("not in this version" in cell.obstacle for cell in absent)
-    narrowed = plan(Request(tmp_path, detectors=("paa*",), profile="paper", device="cpu"))
+    narrowed = plan(tmp_path, detectors=("paa*",), paper=True, device="cpu")
     assert [cell.loss for cell in narrowed] == ["ap", "bap", "rs", "brs"]
 
 
 @pytest.mark.parametrize(
-    ("request_", "sentence"),
+    ("arguments", "sentence"),
     [
-        ({"profile": "papers"}, "no profile 'papers'"),
         ({"losses": ("bsr",)}, "no loss called 'bsr'"),
         ({"detectors": ("retinanet_tinny",)}, "did you mean retinanet_tiny"),
         ({"options": ("SOLVER.MAX_ITERS", "4")}, "did you mean SOLVER.MAX_ITER"),
-        ({"profile": "paper", "losses": ("alrp",)}, "No row of the paper's table"),
+        ({"paper": True, "losses": ("alrp",)}, "No row of the paper's table"),
     ],
 )
-def test_what_is_not_there(tmp_path, request_, sentence):
+def test_what_is_not_there(tmp_path, arguments, sentence):
     with pytest.raises(BucketRankError, match=sentence):
-        plan(Request(tmp_path, **request_))
+        plan(tmp_path, **arguments)

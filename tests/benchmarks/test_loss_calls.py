@@ -9,9 +9,7 @@ from bucketed_ranking.benchmarks.loss_calls import (
     ALL_LOSSES,
     LossCalls,
     loop_of,
-    parse_losses,
 )
-from bucketed_ranking.errors import BucketRankError
 from bucketed_ranking.losses import LOSS_NAMES
 
 
@@ -34,9 +32,3 @@ def test_each_loss_is_compared_with_the_loop_of_its_objective():
     }  # fmt: skip
     assert loop_of("focal") is None
     assert all(loop_of(loss) in LOSS_NAMES for loss in LOSS_NAMES)
-
-
-def test_an_unknown_loss_is_named():
-    assert parse_losses("brs, focal,brs") == ["brs", "focal"]
-    with pytest.raises(BucketRankError, match="'dice'"):
-        parse_losses("brs,dice")

@@ -11,7 +11,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from rich.console import Console
 
 from bucketed_ranking.benchmarks import table, training_steps
-from bucketed_ranking.benchmarks.training_steps import TimingRequest, time_detectors
+from bucketed_ranking.benchmarks.training_steps import time_detectors
 from bucketed_ranking.engine.setup import load_config
 from bucketed_ranking.errors import BucketRankError
 from tests.small_detectors import NARROW
@@ -23,7 +23,7 @@ def run(output, **changes):
         "image_size": (64, 96), "steps": 2, "options": tuple(NARROW), "device": "cpu",
     }  # fmt: skip
     console = Console(width=150)
-    time_detectors(TimingRequest(output, **{**given, **changes}), console)
+    time_detectors(output, console, **{**given, **changes})
     table.report(output, console)
 
 

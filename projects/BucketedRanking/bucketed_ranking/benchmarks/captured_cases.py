@@ -91,8 +91,8 @@ def _recorder(model: torch.nn.Module, cases: list[Case]) -> Callable[..., dict[s
         errors = 1 - qualities if box_losses is None else box_losses.detach().clone()
         ignored = ignored_rows if bool(ignored_rows.any()) else None
         case = Case("", logits.detach().clone(), positives, qualities, errors, ignored)
-        label = f"{heads[id(loss)]}, call {len(cases) + 1}"
-        cases.append(replace(case, name=f"{label}: {case.sizes}"))
+        size = f"P = {case.num_positives:,}, N = {case.num_negatives:,}"
+        cases.append(replace(case, name=f"{heads[id(loss)]}, call {len(cases) + 1}: {size}"))
         return forward(loss, logits, positives, qualities, ignored_rows, box_losses)
 
     return record

@@ -89,17 +89,8 @@ class Estimates:
     def seconds(self, cell: Cell) -> float | None:
         """Seconds that a cell still takes, were it started now; None where nothing is known."""
         known = self.per_iteration(cell.config, cell.loss)
-        if known is None:
-            return None
         left = cell.max_iter - records.read_record(cell)["iterations"]
-        return _START_SECONDS + known[0] * left * (1 + _EVALUATION_SHARE)
-
-    def left(self, cell: Cell, start_iter: int, iterations: int, elapsed: float) -> float | None:
-        """Seconds that a running cell still takes, by its own pace once it has shown one."""
-        if iterations > start_iter:
-            return elapsed / (iterations - start_iter) * (cell.max_iter - iterations)
-        seconds = self.seconds(cell)
-        return None if seconds is None else max(0.0, seconds - elapsed)
+        return _START_SECONDS + known[0] * left * (1 + _EVALUATION_SHARE) if known else None
 
 
 class InterruptedTableError(Exception):
@@ -124,23 +115,21 @@ def run_cells(cells: Sequence[Cell], places: Sequence[Place], console: Console) 
     Raises:
         InterruptedTableError: on SIGINT or SIGTERM, once the cells under way have stopped.
     """
-    waiting = []
-    for cell in cells:
-        record = records.read_record(cell)
-        if record["state"] in (records.FINISHED, records.OBSTRUCTED):
-            _tell(console, record)
-        else:
-            waiting.append(cell)
-    if waiting:
-        _Pool(waiting, places, console, Estimates(cells)).run()
+    _Pool(cells, places, console).run()
 
 
 class _Pool:
-    def __init__(
-        self, waiting: list[Cell], places: Sequence[Place], console: Console, estimates: Estimates
-    ) -> None:
+    """Runs the cells that are neither finished nor obstructed."""
+
+    def __init__(self, cells: Sequence[Cell], places: Sequence[Place], console: Console) -> None:
+        over = (records.FINISHED, records.OBSTRUCTED)
+        known = {cell: records.read_record(cell) for cell in cells}
+        waiting = [cell for cell, record in known.items() if record["state"] not in over]
+        for record in known.values():
+            if record["state"] in over:
+                _tell(console, record)
         self.waiting, self.free, self.console = waiting, list(places), console
-        self.estimates, self.num_places = estimates, len(places)
+        self.estimates, self.num_places = Estimates(cells), len(places)
         self.total, self.done, self.signals = len(waiting), 0, 0
         self.running: list[_Process] = []
 
@@ -150,8 +139,11 @@ class _Pool:
         try:
             with ProgressDisplay(self.total, self.console, _PLAIN_INTERVAL_S) as progress:
                 while self.running or (self.waiting and not self.signals):
-                    self._start_cells()
-                    self._end_cells()
+                    while self.waiting and self.free and not self.signals:
+                        self._start(self.waiting.pop(0), self.free.pop(0))
+                    for process in list(self.running):
+                        if process.popen.poll() is not None:
+                            self._end(process)
                     self._show(progress)
                     time.sleep(_POLL_SECONDS)
         finally:
@@ -168,51 +160,42 @@ class _Pool:
         for process in self.running:
             process.popen.send_signal(signal.SIGINT if self.signals == 1 else signal.SIGKILL)
 
-    def _start_cells(self) -> None:
-        while self.waiting and self.free and not self.signals:
-            cell, place = self.waiting.pop(0), self.free.pop(0)
-            cell.log.parent.mkdir(parents=True, exist_ok=True)
-            log = cell.log.open("w")
-            popen = subprocess.Popen(
-                cell.command(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=place.environment(),
-                # Of its own, so that Ctrl-C reaches it once, through this process.
-                start_new_session=True,
-            )
-            start_iter = records.iterations_done(cell.folder, cell.max_iter)
-            self.running.append(_Process(cell, place, popen, log, start_iter))
+    def _start(self, cell: Cell, place: Place) -> None:
+        cell.log.parent.mkdir(parents=True, exist_ok=True)
+        log = cell.log.open("w")
+        streams = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+        # In a session of its own, so that Ctrl-C reaches it once, through this process.
+        how = {"env": place.environment(), "start_new_session": True, **streams}
+        popen = subprocess.Popen(cell.command(), **how)
+        start_iter = records.iterations_done(cell.folder, cell.max_iter)
+        self.running.append(_Process(cell, place, popen, log, start_iter))
 
-    def _end_cells(self) -> None:
-        for process in list(self.running):
-            code, cell = process.popen.poll(), process.cell
-            if code is None:
-                continue
-            process.log.close()
-            self.running.remove(process)
-            self.free.append(process.place)
-            self.done += 1
-            state = records.read_record(cell)["state"]
-            if self.signals:
-                if not runs.is_run(cell.folder):
-                    cell.log.unlink(missing_ok=True)  # stopped before its run had begun
-            elif code not in (0, _INTERRUPTED) and state != records.FAILED:
-                records.write_failure(cell, _death(cell, code))
-            record = records.read_record(cell)
-            self.estimates.learn(record)
-            _tell(self.console, record)
+    def _end(self, process: _Process) -> None:
+        cell, code = process.cell, process.popen.returncode
+        process.log.close()
+        self.running.remove(process)
+        self.free.append(process.place)
+        self.done += 1
+        state = records.read_record(cell)["state"]
+        if self.signals:
+            if not runs.is_run(cell.folder):
+                cell.log.unlink(missing_ok=True)  # stopped before its run had begun
+        elif code not in (0, _INTERRUPTED) and state != records.FAILED:
+            records.write_failure(cell, _death(cell, code))
+        record = records.read_record(cell)
+        self.estimates.learn(record)
+        _tell(self.console, record)
 
     def _show(self, progress: ProgressDisplay) -> None:
-        left = [self.estimates.seconds(cell) for cell in self.waiting]
-        under_way = []
+        left, under_way = [self.estimates.seconds(cell) for cell in self.waiting], []
         for process in self.running:
             cell, start = process.cell, process.start_iter
             iterations = max(records.iterations_done(cell.folder, cell.max_iter), start)
             under_way.append(f"{cell.name} {iterations}/{cell.max_iter}")
-            elapsed = time.monotonic() - process.started
-            left.append(self.estimates.left(cell, start, iterations, elapsed))
+            # By its own pace once it has shown one.
+            pace = (time.monotonic() - process.started) / max(1, iterations - start)
+            own = pace * (cell.max_iter - iterations) if iterations > start else None
+            left.append(self.estimates.seconds(cell) if own is None else own)
         if under_way:
             known = [seconds for seconds in left if seconds is not None]
             more = "" if len(known) == len(left) else "at least "

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -12,7 +13,7 @@ from detectron2.config import CfgNode
 from ..data.registry import split_names
 from ..engine import runs, setup
 from ..errors import BucketRankError
-from ..published import PUBLISHED
+from ..published import PUBLISHED, published
 from ..zoo import list_configs
 
 EMBEDDED_DATASET = "shapes"
@@ -22,7 +23,6 @@ DEFAULT_LOSSES = ("score", "ap", "bap", "rs", "brs", "rs-exact")
 # 400 it took 48 (docs/results/tables.md).
 EMBEDDED_ITERATIONS = 300
 _EVALUATIONS = 4
-PROFILES = ("default", "paper")
 
 
 @dataclass(frozen=True)
@@ -80,68 +80,59 @@ class Cell:
         return f"bucketrank {shlex.join(self.arguments())} > {shlex.quote(str(self.log))} 2>&1"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a user asks for.
-
-    Attributes:
-        output: folder of the table.
-        dataset: None: the embedded one, or with the profile "paper" each config's own.
-        detectors: names of configs, with * and ? for several; None: see `choose_detectors`.
-        losses: None: `DEFAULT_LOSSES`, or the profile's.
-        options: KEY VALUE pairs for every cell.
-        processes: of each cell, one a GPU.
-    """
-
-    output: Path
-    dataset: str | None = None
-    detectors: Sequence[str] | None = None
-    losses: Sequence[str] | None = None
-    seeds: Sequence[int] = (1,)
-    profile: str = "default"
-    options: tuple[str, ...] = ()
-    device: str | None = None
-    processes: int = 1
-
-
-def default_output(dataset: str | None, profile: str) -> Path:
-    """Default folder of a table: results/DATASET."""
-    return Path("results") / (dataset or ("paper" if profile == "paper" else EMBEDDED_DATASET))
-
-
-def plan(request: Request) -> list[Cell]:
+def plan(
+    output: Path,
+    *,
+    dataset: str | None = None,
+    detectors: Sequence[str] | None = None,
+    losses: Sequence[str] | None = None,
+    seeds: Sequence[int] = (1,),
+    paper: bool = False,
+    options: Sequence[str] = (),
+    device: str | None = None,
+    processes: int = 1,
+) -> list[Cell]:
     """The cells of a table, detector by detector.
 
     A cell that cannot be run here, because its data set or its detector is not there, says why.
 
+    Args:
+        output: folder of the table.
+        dataset: None: the embedded one, or with `paper` each config's own.
+        detectors: names of configs, with * and ? for several; None: see `choose_detectors`.
+        losses: None: `DEFAULT_LOSSES`, or the paper's.
+        paper: only the rows of the paper's table.
+        options: KEY VALUE pairs for every cell.
+        processes: of each cell, one a GPU.
+
     Raises:
-        BucketRankError: an unknown profile, loss, detector or option, or no such row.
+        BucketRankError: an unknown loss, detector or option, or no such row.
     """
-    if request.profile not in PROFILES:
-        raise BucketRankError(
-            f"There is no profile {request.profile!r}; choose one of {', '.join(PROFILES)}."
-        )
-    for loss in request.losses or ():
+    for loss in losses or ():
         setup.check_loss(loss)
-    if request.profile == "paper":
-        patterns = request.detectors or ["*"]
+    if paper:
         pairs = [
             (row.config, row.loss)
             for row in PUBLISHED
-            if any(fnmatch.fnmatch(row.config, pattern) for pattern in patterns)
-            and row.loss in (request.losses or (row.loss,))
+            if any(fnmatch.fnmatch(row.config, pattern) for pattern in detectors or ["*"])
+            and row.loss in (losses or (row.loss,))
         ]
     else:
-        detectors = choose_detectors(request.detectors, request.dataset)
-        pairs = [(c, loss) for c in detectors for loss in request.losses or DEFAULT_LOSSES]
-    cells = [_cell(request, *pair, seed) for pair in pairs for seed in request.seeds]
-    if not cells:
+        configs = choose_detectors(detectors, dataset)
+        dataset = dataset or EMBEDDED_DATASET
+        pairs = [(config, loss) for config in configs for loss in losses or DEFAULT_LOSSES]
+    if not pairs:
         raise BucketRankError("No row of the paper's table has these detectors and losses.")
+    cells = []
+    for (config, loss), seed in product(pairs, seeds):
+        folder = output / "cells" / f"{config.replace('/', '-')}-{loss}-seed{seed}"
+        cell = Cell(config, loss, seed, dataset, tuple(options), folder, device, processes)
+        cells.append(_complete(cell))
     return cells
 
 
 def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> list[str]:
-    """The configs that a user means, in the order of the patterns.
+    """The shipped configs that names, with * and ? for several, stand for, in their order.
 
     Without patterns: those that were made for the data set (the full-size ones on COCO), and where
     there are none, the two tiny ones.
@@ -149,19 +140,10 @@ def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> lis
     Raises:
         BucketRankError: a pattern matches no config.
     """
-    if patterns is not None:
-        return choose_configs(patterns)
-    name = split_names(dataset)[0].removesuffix("_train") if dataset else None
-    made_for = [summary.name for summary in list_configs() if summary.dataset == name]
-    return [config for config in made_for if not is_tiny(config)] or list(DEFAULT_DETECTORS)
-
-
-def choose_configs(patterns: Sequence[str]) -> list[str]:
-    """The shipped configs that names, with * and ? for several, stand for.
-
-    Raises:
-        BucketRankError: a pattern matches none.
-    """
+    if patterns is None:
+        name = split_names(dataset)[0].removesuffix("_train") if dataset else None
+        made_for = [summary.name for summary in list_configs() if summary.dataset == name]
+        return [config for config in made_for if not is_tiny(config)] or list(DEFAULT_DETECTORS)
     configs = setup.available_configs()
     chosen: list[str] = []
     for pattern in patterns:
@@ -189,17 +171,14 @@ def cell_config(cell: Cell) -> CfgNode:
     return cfg
 
 
-def _cell(request: Request, config: str, loss: str, seed: int) -> Cell:
-    dataset, options = request.dataset, list(request.options)
-    if dataset is None and request.profile == "default":
-        dataset = EMBEDDED_DATASET
-    folder = request.output / "cells" / f"{config.replace('/', '-')}-{loss}-seed{seed}"
-    cell = Cell(config, loss, seed, dataset, (), folder, request.device, request.processes)
-    if request.profile == "paper" and config not in setup.available_configs():
-        return replace(cell, obstacle=f"the detector {config} is not in this version yet")
-    if dataset == EMBEDDED_DATASET and is_tiny(config):
+def _complete(cell: Cell) -> Cell:
+    """The cell with what its config says, or with its obstacle."""
+    options = list(cell.options)
+    if cell.config not in setup.available_configs() and published(cell.config, cell.loss):
+        return replace(cell, obstacle=f"the detector {cell.config} is not in this version yet")
+    if cell.dataset == EMBEDDED_DATASET and is_tiny(cell.config):
         options = ["SOLVER.MAX_ITER", str(EMBEDDED_ITERATIONS), *options]
-    max_iter = setup.load_config(config, options=options, device="cpu").SOLVER.MAX_ITER
+    max_iter = setup.load_config(cell.config, options=options, device="cpu").SOLVER.MAX_ITER
     if "TEST.EVAL_PERIOD" not in options:
         options += ["TEST.EVAL_PERIOD", str(-(-max_iter // _EVALUATIONS))]
     cell = replace(cell, options=tuple(options), max_iter=max_iter)

@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import BucketRankError
 from ..losses import LOSS_NAMES, RankingLoss
 from .loss_cases import Case
 from .timing import Call
@@ -23,21 +23,6 @@ REFERENCES = {
 ALL_LOSSES = (*LOSS_NAMES, *REFERENCES)
 
 
-def parse_losses(text: str) -> list[str]:
-    """Names of losses from "rs,brs,focal", each once.
-
-    Raises:
-        BucketRankError: one of them is not in ALL_LOSSES.
-    """
-    names = list(dict.fromkeys(word.strip() for word in text.split(",")))
-    for name in names:
-        if name not in ALL_LOSSES:
-            raise BucketRankError(
-                f"There is no loss {name!r} to profile; choose among {', '.join(ALL_LOSSES)}."
-            )
-    return names
-
-
 def algorithm_of(loss: str) -> str:
     """loop, bucketed or exact; the name itself for what is no ranking loss."""
     return LOSS_NAMES[loss][1] if loss in LOSS_NAMES else loss
@@ -45,10 +30,8 @@ def algorithm_of(loss: str) -> str:
 
 def loop_of(loss: str) -> str | None:
     """The loss of the same objective that goes through the positives one by one."""
-    if loss not in LOSS_NAMES:
-        return None
-    objective = LOSS_NAMES[loss][0]
-    return next(name for name, kind in LOSS_NAMES.items() if kind == (objective, "loop"))
+    objective = LOSS_NAMES[loss][0] if loss in LOSS_NAMES else None
+    return next((name for name, kind in LOSS_NAMES.items() if kind == (objective, "loop")), None)
 
 
 class LossCalls:
@@ -64,18 +47,13 @@ class LossCalls:
 
     def build(self, loss: str) -> Call:
         """One pass of a loss of ALL_LOSSES."""
-        case, logits = self._case, self._case.logits.detach()
+        logits = self._case.logits.detach()
         if loss == "sort":
             return partial(torch.sort, logits.reshape(-1))
         logits.requires_grad_()
-        boxes = case.box_losses.detach().requires_grad_()
-        total = (
-            self._ranking(loss, logits, boxes)
-            if loss in LOSS_NAMES
-            else self._score_based(
-                _focal_loss() if loss == "focal" else F.binary_cross_entropy_with_logits, logits
-            )
-        )
+        boxes = self._case.box_losses.detach().requires_grad_()
+        kind = self._ranking if loss in LOSS_NAMES else self._score_based
+        total = kind(loss, logits, boxes)
 
         def call() -> None:
             total().backward()
@@ -84,19 +62,17 @@ class LossCalls:
         return call
 
     def _ranking(self, name: str, logits: Tensor, boxes: Tensor) -> Callable[[], Tensor]:
-        case, loss = self._case, RankingLoss(name)
-        given = case.positives, case.qualities, case.ignored_rows
+        loss = RankingLoss(name)
+        given = self._case.positives, self._case.qualities, self._case.ignored_rows
         box_losses = boxes if loss.objective == "alrp" else None
         return lambda: sum(loss.forward_indexed(logits, *given, box_losses).values())
 
-    def _score_based(self, loss: Callable[..., Tensor], logits: Tensor) -> Callable[[], Tensor]:
-        targets, ignored = self._targets, self._case.ignored_rows
-        valid = None if ignored is None else ~ignored
-        count = max(1, self._case.num_positives)
+    def _score_based(self, name: str, logits: Tensor, boxes: Tensor) -> Callable[[], Tensor]:
+        loss = _focal_loss() if name == "focal" else F.binary_cross_entropy_with_logits
+        case, targets = replace(self._case, logits=logits), self._targets
+        count = max(1, case.num_positives)
         # Selecting belongs to the pass, as in Detectron2's RetinaNet.
-        return lambda: (
-            loss(logits if valid is None else logits[valid], targets, reduction="sum") / count
-        )
+        return lambda: loss(case.valid_logits, targets, reduction="sum") / count
 
 
 def _focal_loss() -> Callable[..., Tensor]:

@@ -7,16 +7,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-NUM_CLASSES = 80
-"""Columns of made-up logits, as on COCO."""
-
+NUM_CLASSES = 80  # columns of made-up logits, as on COCO
 POSITIVE_MEAN = -1.0
 NEGATIVE_MEANS = {"start": -1.0, "trained": -5.0}
 """Mean logit of the negatives by regime. Every logit has a standard deviation of 1: at the start of
 training almost every negative is relevant, in a trained detector few are."""
-
-RELEVANT_DELTA = 0.5
-"""Half-width of the relation (RS Loss's) for which relevant negatives are counted."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +23,7 @@ class GridPoint:
     negatives: int
 
     def __str__(self) -> str:
-        return f"{self.regime}: {_sizes(self.positives, self.negatives)}"
+        return f"{self.regime}: P = {self.positives:,}, N = {self.negatives:,}"
 
 
 @dataclass(frozen=True)
@@ -39,8 +34,7 @@ class Case:
         name: what it is, for people.
         logits: [A, C].
         positives: int64 [P], flat indices into `logits`.
-        qualities: [P] in (0, 1].
-        box_losses: [P] in [0, 1].
+        qualities, box_losses: [P], in (0, 1] and [0, 1].
         ignored_rows: bool [A], or None for none.
         grid_point: where it is made up.
     """
@@ -58,31 +52,27 @@ class Case:
         return self.positives.numel()
 
     @property
-    def num_negatives(self) -> int:
-        rows = len(self.logits)
-        if self.ignored_rows is not None:
-            rows -= int(self.ignored_rows.sum())
-        return rows * self.logits.shape[1] - self.num_positives
+    def valid_logits(self) -> Tensor:
+        """The rows that are not ignored."""
+        return self.logits if self.ignored_rows is None else self.logits[~self.ignored_rows]
 
-    def relevant_negatives(self, delta: float = RELEVANT_DELTA) -> int:
-        """How many negatives are not `delta` or more below every positive: the others cost next
-        to nothing."""
+    @property
+    def num_negatives(self) -> int:
+        return self.valid_logits.numel() - self.num_positives
+
+    def relevant_negatives(self, delta: float = 0.5) -> int:
+        """How many negatives are not `delta` (RS Loss's half-width) or more below every positive:
+        the others cost next to nothing."""
         if self.num_positives == 0:
             return 0
-        logits = self.logits if self.ignored_rows is None else self.logits[~self.ignored_rows]
         lowest = self.logits.reshape(-1)[self.positives].min() - delta
-        return int((logits > lowest).sum()) - self.num_positives
+        return int((self.valid_logits > lowest).sum()) - self.num_positives
 
     def dense_targets(self) -> Tensor:
         """[A, C] in the type of the logits: 1 for a positive, 0 for everything else."""
         targets = torch.zeros_like(self.logits, memory_format=torch.contiguous_format)
         targets.view(-1)[self.positives] = 1
         return targets
-
-    @property
-    def sizes(self) -> str:
-        """In words."""
-        return _sizes(self.num_positives, self.num_negatives)
 
     def thinned(self, count: int) -> "Case":
         """The case with the lowest positive and `count` - 1 others; the rest become negatives.
@@ -93,16 +83,8 @@ class Case:
         kept = torch.arange(self.num_positives, device=lowest.device)[:count]
         if count <= lowest:
             kept[-1] = lowest
-        return replace(
-            self,
-            positives=self.positives[kept],
-            qualities=self.qualities[kept],
-            box_losses=self.box_losses[kept],
-        )
-
-
-def _sizes(positives: int, negatives: int) -> str:
-    return f"P = {positives:,}, N = {negatives:,}"
+        names = ("positives", "qualities", "box_losses")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
 
 def make_grid(regime: str, positives: Sequence[int], negatives: Sequence[int]) -> list[GridPoint]:
@@ -129,11 +111,6 @@ def make_case(point: GridPoint, *, dtype: torch.dtype, device: str, seed: int) -
     logits[positives] = torch.randn(point.positives, generator=generator).add_(POSITIVE_MEAN)
     qualities = 1 - torch.rand(point.positives, generator=generator)
     box_losses = torch.rand(point.positives, generator=generator)
-    return Case(
-        str(point),
-        logits.view(rows, NUM_CLASSES).to(device, dtype),
-        positives.to(device),
-        qualities.to(device),
-        box_losses.to(device),
-        grid_point=point,
-    )
+    columns = (value.to(device) for value in (positives, qualities, box_losses))
+    logits = logits.view(rows, NUM_CLASSES).to(device, dtype)
+    return Case(str(point), logits, *columns, grid_point=point)

@@ -20,7 +20,7 @@ from .loss_calls import REFERENCES, LossCalls, algorithm_of, loop_of
 from .loss_cases import Case, GridPoint, make_case
 from .output import ProgressDisplay, Table, csv_text, say
 from .plots import draw_profile
-from .timing import Call, Timing, TimingOptions
+from .timing import Timing, TimingOptions
 
 JSON, CSV, PICTURE = "profile.json", "profile.csv", "profile.png"
 _METHODS = {
@@ -29,8 +29,8 @@ _METHODS = {
     "what memory counts": "the gradient, not the logits; loops: with at most 64 of the positives",
     **REFERENCES,
 }
+# A loop's warm-up and memory are taken with so few positives: both depend on the logits alone.
 _LIGHT_POSITIVES = 64
-"""A loop's warm-up and memory are taken with so few positives: both depend on the logits alone."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +71,25 @@ def profile_losses(request: Request, console: Console) -> dict[str, Any]:
             "add --force to replace it."
         )
     device = torch.device(environment.choose_device(request.device))
-    if request.training_step is None:
-        cases: Sequence[Case | GridPoint] = request.grid
-        source: dict[str, Any] = {"grid": [asdict(point) for point in request.grid]}
-    else:
-        cases = _captured(request, device, console)
-        source = {"training_step": request.training_step}
+    cases: Sequence[Case | GridPoint] = request.grid
+    source: dict[str, Any] = {"grid": [asdict(point) for point in request.grid]}
+    if step := request.training_step:
+        environment.require_detectron2("Profiling the losses of a detector")
+        from .captured_cases import capture_cases
+
+        say(console, f"Training {step['config']} up to iteration {step['after']}")
+        cases = capture_cases(**step, device=str(device), seed=request.seed)
+        source = {"training_step": step}
     advances = len(cases) * num_advances(len(request.losses), request.timing)
     with ProgressDisplay(advances, console) as progress:
         results = [_measure(case, request, device, progress) for case in cases]
+    memory = timing.MEMORY_METHODS.get(device.type, "not measured on this device")
     profile = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(device, request.dtype),
         "source": {**source, "seed": request.seed},
         "timing": asdict(request.timing),
-        "methods": {
-            **_METHODS,
-            "memory": timing.MEMORY_METHODS.get(device.type, "not measured on this device"),
-        },
+        "methods": {**_METHODS, "memory": memory},
         "cases": results,
     }
     write_profile(profile, request.output)
@@ -96,35 +97,23 @@ def profile_losses(request: Request, console: Console) -> dict[str, Any]:
     return profile
 
 
-def _captured(request: Request, device: torch.device, console: Console) -> list[Case]:
-    environment.require_detectron2("Profiling the losses of a detector")
-    from .captured_cases import capture_cases
-
-    step = request.training_step or {}
-    say(console, f"Training {step['config']} up to iteration {step['after']}")
-    cases = capture_cases(**step, device=str(device), seed=request.seed)
-    dtype = getattr(torch, request.dtype)
-    return [replace(case, logits=case.logits.to(dtype)) for case in cases]
-
-
 def _measure(
     given: Case | GridPoint, request: Request, device: torch.device, progress: ProgressDisplay
 ) -> dict[str, Any]:
     """What profile.json says of a case: its sizes, and in "entries" what each loss cost on it."""
-    point = given.grid_point if isinstance(given, Case) else given
-    case, made = given, Timing(str(given))
-    with timing.skip_without_memory(made):
-        if not isinstance(case, Case):  # made now: there may not be room for two
-            dtype = getattr(torch, request.dtype)
+    dtype, made = getattr(torch, request.dtype), Timing(str(given))
+    case = replace(given, logits=given.logits.to(dtype)) if isinstance(given, Case) else None
+    if isinstance(given, GridPoint):  # made now: there may not be room for two
+        with timing.skip_without_memory(made):
             case = make_case(given, dtype=dtype, device=str(device), seed=request.seed)
-    if isinstance(case, Case):
+    if case is not None:
         timings = measure_case(case, request.losses, request.timing, progress)
+        point, name, shape = case.grid_point, case.name, list(case.logits.shape)
         sizes = case.num_positives, case.num_negatives, case.relevant_negatives()
-        name, shape = case.name, list(case.logits.shape)
     else:
         timings = [Timing(loss, skipped=made.skipped) for loss in request.losses]
-        sizes, name = (given.positives, given.negatives, 0), made.name
-        shape = [given.positives + given.negatives, 1]
+        point, name, shape = given, made.name, [given.positives + given.negatives, 1]
+        sizes = given.positives, given.negatives, 0
     return {
         "name": name,
         "regime": point and point.regime,
@@ -152,27 +141,25 @@ def measure_case(
         if progress is not None:
             progress.advance(f"{case.name}: {text}")
 
-    timings, calls = [Timing(loss) for loss in losses], LossCalls(case)
-    built: dict[str, Call] = {}
+    device, calls = case.logits.device, LossCalls(case)
+    timings, built = [Timing(loss) for loss in losses], {}
     for loss in timings:
         advance(loss.name)
         with timing.skip_without_memory(loss):
-            loss.skipped = _obstacle(loss, case, options)
-            if loss.skipped is None:
-                built[loss.name] = calls.build(loss.name)
-                _prepare(loss, built[loss.name], case, options)
-    timing.time_calls(timings, built, case.logits.device, options, advance)
+            loss.predicted_seconds = seconds = _predicted_seconds(loss.name, case)
+            if case.num_positives == 0 and loss.name != "sort":
+                loss.skipped = "the case has no positives"
+            elif seconds is not None and seconds > options.max_seconds:
+                wanted = f"at most {options.max_seconds:g} s wanted"
+                loss.skipped = f"predicted to take {seconds:.3g} s a call; {wanted}"
+            else:
+                call = built[loss.name] = calls.build(loss.name)
+                if algorithm_of(loss.name) == "loop" and case.num_positives > _LIGHT_POSITIVES:
+                    call = LossCalls(case.thinned(_LIGHT_POSITIVES)).build(loss.name)
+                loss.peak_bytes = timing.peak_bytes(call, device)
+                timing.warm_up(loss, call, device, options)
+    timing.time_calls(timings, built, device, options, advance)
     return timings
-
-
-def _obstacle(loss: Timing, case: Case, options: TimingOptions) -> str | None:
-    """Why a loss had better not be called at all."""
-    if case.num_positives == 0 and loss.name != "sort":
-        return "the case has no positives"
-    loss.predicted_seconds = seconds = _predicted_seconds(loss.name, case)
-    if seconds is not None and seconds > options.max_seconds:
-        return f"predicted to take {seconds:.3g} s a call; at most {options.max_seconds:g} s wanted"
-    return None
 
 
 def _predicted_seconds(loss: str, case: Case) -> float | None:
@@ -192,13 +179,6 @@ def _predicted_seconds(loss: str, case: Case) -> float | None:
 def _seconds_thinned(loss: str, case: Case, count: int) -> float:
     call = LossCalls(case.thinned(count)).build(loss)
     return min(timing.timed(call, case.logits.device) for _ in range(2))
-
-
-def _prepare(loss: Timing, call: Call, case: Case, options: TimingOptions) -> None:
-    if algorithm_of(loss.name) == "loop" and case.num_positives > _LIGHT_POSITIVES:
-        call = LossCalls(case.thinned(_LIGHT_POSITIVES)).build(loss.name)
-    loss.peak_bytes = timing.peak_bytes(call, case.logits.device)
-    timing.warm_up(loss, call, case.logits.device, options)
 
 
 def describe_timings(timings: Sequence[Timing], num_logits: int) -> list[dict[str, Any]]:

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from ..data.files import write_atomically
 from ..errors import BucketRankError
-from ..published import IMAGES_PER_RANKING
+from ..published import IMAGES_PER_RANKING, published
 from . import cell_records as records
 from .cell_processes import Estimates, InterruptedTableError, Place, make_places, run_cells
-from .cells import Cell, Request, plan
+from .cells import Cell
 from .output import Table, in_words, say
 from .report import print_report, write_report
 
@@ -24,14 +24,14 @@ def choose_places(
     jobs: int,
     device: str | None,
     *,
-    profile: str = "default",
+    paper: bool = False,
     here: bool = True,
 ) -> list[Place]:
     """The places for cells that a user means.
 
     Args:
         gpus: None: all there are; 0: none.
-        gpus_per_cell: None: 1, or with the profile "paper" its 4, else 2 or 1 of fewer.
+        gpus_per_cell: None: 1, or with `paper` its 4, else 2 or 1 of fewer.
         here: whether the cells run on this machine; what is planned for another one may have GPUs
             that this one lacks.
 
@@ -39,7 +39,7 @@ def choose_places(
         BucketRankError: there are not so many, or a cell needs more than there are.
     """
     there = torch.cuda.device_count()
-    wanted = gpus_per_cell or (_PAPER_GPUS if profile == "paper" else 1)
+    wanted = gpus_per_cell or (_PAPER_GPUS if paper else 1)
     if not here and wanted > 1:
         there = max(there, wanted)
     on_gpu = device is None or device.startswith("cuda")
@@ -53,41 +53,39 @@ def choose_places(
     return make_places(count, wanted, jobs)
 
 
-def run(request: Request, places: Sequence[Place], console: Console) -> tuple[bool, int]:
-    """Run what is not finished, then report on all that is in the folder.
+def run(
+    cells: list[Cell], output: Path, places: Sequence[Place], console: Console
+) -> tuple[bool, int]:
+    """Run the cells of a plan that are not finished, then report on all that is in the folder.
 
     Returns:
         Whether the user stopped it, and how many cells failed.
 
     Raises:
-        BucketRankError: see `cells.plan` and `cell_records.write_grid`; or no cell can be run here.
+        BucketRankError: no cell can be run here, or see :func:`cell_records.write_grid`.
     """
-    cells = _runnable(request)
+    _remember(cells, output)
     done = sum(records.read_record(cell)["state"] == records.FINISHED for cell in cells)
-    say(console, f"{len(cells)} cells, {done} of them finished before, in {request.output}")
-    _warn_of_other_rankings(request, cells, console)
+    say(console, f"{len(cells)} cells, {done} of them finished before, in {output}")
+    _warn_of_other_rankings(cells, console)
     stopped = False
     try:
         run_cells(cells, places, console)
     except InterruptedTableError:
         stopped = True
-    report(request.output, console)
+    report(output, console)
     states = [records.read_record(cell)["state"] for cell in cells]
     return stopped, states.count(records.FAILED)
 
 
-def _runnable(request: Request) -> list[Cell]:
-    """The cells of a plan, remembered in its folder."""
-    cells = plan(request)
+def _remember(cells: list[Cell], output: Path) -> None:
     if all(cell.obstacle for cell in cells):
         raise BucketRankError(f"No cell of this table can be run: {cells[0].obstacle}")
-    records.write_grid(request.output, cells)
-    return cells
+    records.write_grid(output, cells)
 
 
-def show_plan(request: Request, places: Sequence[Place], console: Console) -> None:
+def show_plan(cells: list[Cell], output: Path, places: Sequence[Place], console: Console) -> None:
     """Print the cells of a table, their state and how long they will take."""
-    cells = plan(request)
     estimates = Estimates(cells)
     header = ["cell", "state", "iterations", "images / ranking", "estimated", "by"]
     rows, times = [], []
@@ -102,22 +100,20 @@ def show_plan(request: Request, places: Sequence[Place], console: Console) -> No
     Table(header, rows).print(console)
     for obstacle in dict.fromkeys(cell.obstacle for cell in cells if cell.obstacle):
         say(console, f"Cannot be run: {obstacle}")
-    _warn_of_other_rankings(request, cells, console)
+    _warn_of_other_rankings(cells, console)
     seconds = sum(time for time in times if time is not None) / len(places)
     total = [f"about {in_words(seconds)}"] if seconds else []
     if unknown := times.count(None):
         total.append(f"{unknown} cells that take as long as the first ones will show")
     on = f" on {len(places[0].gpus)} GPUs each" if len(places[0].gpus) > 1 else ""
-    say(
-        console,
-        f"{len(cells)} cells into {request.output}, {len(places)} at a time{on}: "
-        f"{' and '.join(total) or 'nothing is left to run'}",
-    )
+    where = f"{len(cells)} cells into {output}, {len(places)} at a time{on}"
+    say(console, f"{where}: {' and '.join(total) or 'nothing is left to run'}")
 
 
-def _warn_of_other_rankings(request: Request, cells: Sequence[Cell], console: Console) -> None:
-    numbers = {cell.images_per_ranking for cell in cells} - {None, IMAGES_PER_RANKING}
-    if request.profile == "paper" and numbers:
+def _warn_of_other_rankings(cells: Sequence[Cell], console: Console) -> None:
+    of_paper = [c for c in cells if c.dataset is None and published(c.config, c.loss)]
+    numbers = {cell.images_per_ranking for cell in of_paper} - {None, IMAGES_PER_RANKING}
+    if numbers:
         here = ", ".join(map(str, sorted(numbers)))
         say(
             console,
@@ -127,18 +123,18 @@ def _warn_of_other_rankings(request: Request, cells: Sequence[Cell], console: Co
         )
 
 
-def write_jobs(request: Request, path: Path) -> int:
+def write_jobs(cells: list[Cell], output: Path, path: Path) -> int:
     """Write the commands of all cells that are not finished, one a line; returns how many.
 
     Raises:
-        BucketRankError: the file is there already.
+        BucketRankError: the file is there already, or see :func:`run`.
     """
     if path.exists():
         raise BucketRankError(f"There is a file at {path} already; choose another for the jobs.")
-    cells = _runnable(request)
-    (request.output / "cells").mkdir(parents=True, exist_ok=True)
-    states = {cell.name: records.read_record(cell)["state"] for cell in cells}
-    todo = [c for c in cells if states[c.name] not in (records.FINISHED, records.OBSTRUCTED)]
+    _remember(cells, output)
+    (output / "cells").mkdir(parents=True, exist_ok=True)
+    over = (records.FINISHED, records.OBSTRUCTED)
+    todo = [cell for cell in cells if records.read_record(cell)["state"] not in over]
     write_atomically(path, "".join(f"{cell.job()}\n" for cell in todo))
     return len(todo)
 

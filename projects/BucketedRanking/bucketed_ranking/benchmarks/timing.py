@@ -46,11 +46,8 @@ def time_calls(
     advance: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Time the calls that are not skipped: in every repeat each once, so that what disturbs the
-    machine disturbs all alike. The order moves on by one from repeat to repeat.
-
-    Args:
-        advance: called before each repeat with a few words.
-    """
+    machine disturbs all alike. The order moves on by one from repeat to repeat; `advance` is called
+    before each with a few words."""
     running = [timing for timing in timings if timing.skipped is None]
     for repeat in range(options.repeats):
         advance(f"repeat {repeat + 1} of {options.repeats}")
@@ -95,31 +92,25 @@ def skip_without_memory(timing: Timing) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        timing.skipped = f"out of memory: {first_line}"
+        timing.skipped = f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
     words = ("allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return told or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:
-    """The most memory in bytes that a call holds beyond what was held before it.
-
-    None on devices other than the CPU and CUDA, where it cannot be measured.
-    """
+    """The most memory in bytes that a call holds beyond what was held before it; None on devices
+    other than the CPU and CUDA, where it cannot be measured."""
     if device.type == "cuda":
-        _synchronise(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        call()
-        _synchronise(device)
+        timed(call, device)
         return torch.cuda.max_memory_allocated(device) - before
     return _peak_on_cpu(call) if device.type == "cpu" else None
 

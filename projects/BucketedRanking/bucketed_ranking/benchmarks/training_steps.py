@@ -7,10 +7,8 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -29,11 +27,10 @@ from ..engine.trainer import Trainer
 from ..errors import BucketRankError
 from . import cell_records as records
 from . import timing
-from .cells import DEFAULT_LOSSES, choose_configs, is_tiny
+from .cells import DEFAULT_LOSSES, choose_detectors, is_tiny
 from .output import ProgressDisplay, number, say
 from .timing import Timing, TimingOptions
 
-DEFAULT_OUTPUT = Path("results/timing")
 # COCO has 7.3 objects a picture; their sizes here are spread evenly over the octaves.
 _OBJECTS = 7
 _SMALLEST, _LARGEST = 16, 512
@@ -41,74 +38,66 @@ _MASK_CORNERS = 12
 _WARM_UP, _PROFILED = 3, 3
 
 
-@dataclass(frozen=True)
-class TimingRequest:
-    """What to time.
-
-    Attributes:
-        detectors: names of configs, with * and ? for several; None: every full-size one.
-        batch_size: pictures; None: the config's own.
-        image_size: height and width in pixels.
-        steps: of each detector with each loss, after a warm-up.
-    """
-
-    output: Path
-    detectors: Sequence[str] | None = None
-    losses: Sequence[str] | None = None
-    batch_size: int | None = None
-    image_size: tuple[int, int] = (800, 1333)
-    steps: int = 10
-    options: tuple[str, ...] = ()
-    device: str | None = None
-
-
-def time_detectors(request: TimingRequest, console: Console) -> None:
+def time_detectors(
+    output: Path,
+    console: Console,
+    *,
+    detectors: Sequence[str] | None = None,
+    losses: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    image_size: tuple[int, int] = (800, 1333),
+    steps: int = 10,
+    options: Sequence[str] = (),
+    device: str | None = None,
+) -> None:
     """Time every detector with every loss that is not in the folder yet.
 
     What does not fit into memory is marked, and the others go on.
 
+    Args:
+        detectors: names of configs, with * and ? for several; None: every full-size one.
+        batch_size: pictures; None: the config's own.
+        image_size: height and width in pixels.
+        steps: of each detector with each loss, after a warm-up.
+
     Raises:
-        BucketRankError: an unknown detector, loss or option, or the folder holds times of other
-            pictures, batches or options.
+        BucketRankError: an unknown detector, loss or option, mixed precision without CUDA, or the
+            folder holds times of other pictures, batches or options.
     """
-    for loss in request.losses or ():
+    for loss in losses or ():
         setup.check_loss(loss)
     full_size = [name for name in setup.available_configs() if not is_tiny(name)]
-    configs = full_size if request.detectors is None else choose_configs(request.detectors)
+    configs = choose_detectors(detectors or full_size, None)
     entries = [
         {"name": f"{config.replace('/', '-')}-{loss}", "config": config, "loss": loss, "seed": 0,
-         "dataset": None, "max_iter": request.steps}
+         "dataset": None, "max_iter": steps}
         for config in configs
-        for loss in request.losses or DEFAULT_LOSSES
+        for loss in losses or DEFAULT_LOSSES
     ]  # fmt: skip
-    records.add_to_grid(request.output, [{**entry, "timing": True} for entry in entries])
+    records.add_to_grid(output, [{**entry, "timing": True} for entry in entries])
     with ProgressDisplay(len(entries), console) as progress:
         for entry in entries:
             progress.advance(f"{entry['config']} with {entry['loss']}")
-            path = records.timing_file(request.output, entry["name"])
-            cfg = _config(request, entry["config"], entry["loss"])
-            about = _conditions(request, cfg)
-            before = json.loads(path.read_text()) if path.is_file() else about
-            if any(before.get(key) != value for key, value in about.items()):
+            path = records.timing_file(output, entry["name"])
+            given = ["MODEL.WEIGHTS", "", *options]
+            config, loss = entry["config"], entry["loss"]
+            cfg = setup.load_config(config, loss=loss, options=given, device=device)
+            cfg.SOLVER.IMS_PER_BATCH = batch_size or cfg.SOLVER.IMS_PER_BATCH
+            conditions = _conditions(cfg, image_size)
+            before = json.loads(path.read_text()) if path.is_file() else conditions
+            if any(before.get(key) != value for key, value in conditions.items()):
                 raise BucketRankError(
                     f"{path} was timed under other conditions; choose another folder with --output."
                 )
             if before.get("state") != records.FINISHED:
-                record = {**entry, **about, **_machine(cfg), **_measure(cfg, request)}
-                write_atomically(path, json.dumps(record, indent=1) + "\n")
-                took = f"{number(record['seconds_per_iteration'], 3)} s/iteration"
-                say(console, f"{entry['name']}: {record['error'] or took}")
+                costs = measure_training_steps(cfg, image_size, steps)
+                write_atomically(path, json.dumps(entry | conditions | costs, indent=1) + "\n")
+                took = f"{number(costs['seconds_per_iteration'], 3)} s/iteration"
+                say(console, f"{entry['name']}: {costs['error'] or took}")
 
 
-def _config(request: TimingRequest, config: str, loss: str) -> CfgNode:
-    options = ["MODEL.WEIGHTS", "", *request.options]
-    cfg = setup.load_config(config, loss=loss, options=options, device=request.device)
-    cfg.SOLVER.IMS_PER_BATCH = request.batch_size or cfg.SOLVER.IMS_PER_BATCH
-    return cfg
-
-
-def _conditions(request: TimingRequest, cfg: CfgNode) -> records.Record:
-    count, (height, width) = cfg.SOLVER.IMS_PER_BATCH, request.image_size
+def _conditions(cfg: CfgNode, image_size: tuple[int, int]) -> records.Record:
+    count, (height, width) = cfg.SOLVER.IMS_PER_BATCH, image_size
     pictures = f"{count} made-up picture{'s' if count > 1 else ''} of {width} x {height}"
     amp = ", mixed precision" if cfg.SOLVER.AMP.ENABLED else ""
     return {
@@ -119,49 +108,44 @@ def _conditions(request: TimingRequest, cfg: CfgNode) -> records.Record:
     }
 
 
-def _machine(cfg: CfgNode) -> records.Record:
-    versions = environment.installed_versions("torchvision", "detectron2")
-    return {
-        "git_commit": environment.git_commit(),
-        **{f"{name}_version": version for name, version in versions.items()},
-        "device": cfg.MODEL.DEVICE,
-        "threads": torch.get_num_threads(),
-        "processes": 1,
-        "started": runs.now(),
-    }
-
-
-def _measure(cfg: CfgNode, request: TimingRequest) -> records.Record:
-    costs = measure_training_steps(cfg, request.image_size, request.steps)
-    if costs["error"]:
-        return {**costs, "state": records.FAILED}
-    return {
-        **costs,
-        "state": records.FINISHED,
-        "iterations": request.steps,
-        "classification_loss_share": records.share_of(costs),
-        "images_per_second": cfg.SOLVER.IMS_PER_BATCH / costs["seconds_per_iteration"],
-    }
-
-
 def measure_training_steps(
     cfg: CfgNode, image_size: tuple[int, int], steps: int = 10, seed: int = 0
-) -> dict[str, Any]:
+) -> records.Record:
     """Time training steps of a detector with random weights, which stay as they are.
 
-    With SOLVER.AMP.ENABLED the steps are those of mixed precision. A few more than `steps` are
-    taken: to warm up, and under the profiler, for the times of the losses.
+    A few more than `steps` are taken: to warm up, and under the profiler, for the losses.
 
     Returns:
-        "seconds_per_iteration" (median, without reading pictures), "loss_ms" and
-        "classification_loss_ms" (see `engine.loss_profiler`), "peak_memory_bytes" (that tensors
-        took on the GPU; None on the CPU) and "error": None, or that memory ran out.
+        The costs and versions of a record; peak memory is that of tensors on the GPU.
 
     Raises:
         BucketRankError: see :func:`trainer_class`.
     """
-    device = torch.device(cfg.MODEL.DEVICE)
-    make_trainer = trainer_class(cfg)
+    versions = environment.installed_versions("torchvision", "detectron2")
+    record = {f"{name}_version": version for name, version in versions.items()} | {
+        "git_commit": environment.git_commit(), "device": cfg.MODEL.DEVICE, "processes": 1,
+        "threads": torch.get_num_threads(), "started": runs.now(),
+    }  # fmt: skip
+    step, samples = _time_steps(cfg, image_size, steps, seed)
+    seconds = median(step.seconds) if step.seconds else None
+    record |= {"seconds_per_iteration": seconds, "peak_memory_bytes": step.peak_bytes}
+    record |= summarise_samples(samples)
+    if step.skipped or seconds is None:
+        return {**record, "state": records.FAILED, "error": step.skipped}
+    return {
+        **record,
+        "state": records.FINISHED,
+        "error": None,
+        "iterations": steps,
+        "classification_loss_share": records.share_of(record),
+        "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds,
+    }
+
+
+def _time_steps(
+    cfg: CfgNode, image_size: tuple[int, int], steps: int, seed: int
+) -> tuple[Timing, list[dict[str, float]]]:
+    make_trainer, device = trainer_class(cfg), torch.device(cfg.MODEL.DEVICE)
     torch.manual_seed(seed)
     cfg = cfg.clone()
     # The optimiser does all its work, but the weights, and with them the losses' input, stay.
@@ -190,12 +174,7 @@ def measure_training_steps(
             with measure_losses(cfg.MODEL.DEVICE) as sample:
                 call()
             samples.append(sample)
-    return {
-        "seconds_per_iteration": median(step.seconds) if step.seconds else None,
-        **summarise_samples(samples),
-        "peak_memory_bytes": step.peak_bytes,
-        "error": step.skipped,
-    }
+    return step, samples
 
 
 def trainer_class(cfg: CfgNode) -> type[SimpleTrainer]:
@@ -224,17 +203,14 @@ def _make_input(cfg: CfgNode, image_size: tuple[int, int], generator: torch.Gene
     corners = torch.rand(_OBJECTS, 2, generator=generator) * (extent - sizes)
     instances = Instances(image_size)
     instances.gt_boxes = Boxes(torch.cat([corners, corners + sizes], dim=1))
-    instances.gt_classes = torch.randint(0, _num_classes(cfg), (_OBJECTS,), generator=generator)
+    classes = min(cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    instances.gt_classes = torch.randint(0, classes, (_OBJECTS,), generator=generator)
     if cfg.MODEL.MASK_ON:
         instances.gt_masks = PolygonMasks(
             [[_ellipse(c + s / 2, s / 2)] for c, s in zip(corners, sizes, strict=True)]
         )
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
     return {"image": image, "instances": instances, "height": height, "width": width}
-
-
-def _num_classes(cfg: CfgNode) -> int:
-    return min(cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
 def _ellipse(centre: torch.Tensor, radii: torch.Tensor):
