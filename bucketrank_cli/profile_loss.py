@@ -94,7 +94,7 @@ def profile_loss(
 
 def _losses(text: str) -> list[str]:
     """Names of losses from "rs,brs,focal", each once."""
-    from bucketed_ranking.benchmarks.loss_calls import ALL_LOSSES
+    from bucketed_ranking.benchmarks.loss_cases import ALL_LOSSES
     from bucketed_ranking.errors import BucketRankError
 
     names = list(dict.fromkeys(word.strip() for word in text.split(",")))

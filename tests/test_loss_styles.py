@@ -1,6 +1,6 @@
 """How losses look in plots."""
 
-from bucketed_ranking.benchmarks.loss_calls import ALL_LOSSES
+from bucketed_ranking.benchmarks.loss_cases import ALL_LOSSES
 from bucketed_ranking.config import SCORE_LOSS
 from bucketed_ranking.loss_styles import LABELS, style_of
 

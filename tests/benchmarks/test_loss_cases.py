@@ -1,4 +1,4 @@
-"""The cases that losses are timed on."""
+"""The cases that losses are timed on, and the passes that are timed."""
 
 from dataclasses import replace
 
@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from bucketed_ranking.benchmarks.loss_cases import (
+    ALL_LOSSES,
     Case,
     GridPoint,
+    LossCalls,
+    loop_of,
     make_case,
     make_grid,
 )
+from bucketed_ranking.losses import LOSS_NAMES
 
 
 def made(regime: str = "start", positives: int = 50, negatives: int = 20_000, seed: int = 0):
@@ -72,3 +76,24 @@ def test_the_grid_has_every_combination():
     assert [(p.regime, p.positives, p.negatives) for p in grid] == [
         ("start", 1, 3), ("start", 2, 3), ("trained", 1, 3), ("trained", 2, 3),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_loss_runs_and_leaves_nothing_behind(case, loss, dtype):
+    rows = torch.zeros(len(case.logits), dtype=torch.bool)
+    rows[::7] = True
+    case = replace(case, logits=case.logits.to(dtype), ignored_rows=rows)
+    before = case.logits.clone()
+    LossCalls(case).build(loss)()
+    assert case.logits.grad is None
+    assert not case.logits.requires_grad
+    assert torch.equal(case.logits, before)
+
+
+def test_each_loss_is_compared_with_the_loop_of_its_objective():
+    assert {loss: loop_of(loss) for loss in ("brs", "rs-exact", "bap", "alrp-exact", "rs")} == {
+        "brs": "rs", "rs-exact": "rs", "bap": "ap", "alrp-exact": "alrp", "rs": "rs",
+    }  # fmt: skip
+    assert loop_of("focal") is None
+    assert all(loop_of(loss) in LOSS_NAMES for loss in LOSS_NAMES)

@@ -11,8 +11,7 @@ import torch
 from rich.console import Console
 
 from bucketed_ranking.benchmarks import loss_profile, timing
-from bucketed_ranking.benchmarks.loss_calls import LossCalls
-from bucketed_ranking.benchmarks.loss_cases import GridPoint, make_case, make_grid
+from bucketed_ranking.benchmarks.loss_cases import GridPoint, LossCalls, make_case, make_grid
 from bucketed_ranking.benchmarks.loss_profile import Request, measure_case
 from bucketed_ranking.benchmarks.output import ProgressDisplay
 from bucketed_ranking.benchmarks.timing import TimingOptions

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..engine import runs
+from ..engine.run_records import Record, iterations_done
 from ..published import TASKS, published
 from . import cell_records as records
 from .cells import Cell
@@ -65,23 +66,24 @@ class Estimates:
     """Seconds that cells take: as finished ones of the same detector, else as published."""
 
     def __init__(self, cells: Sequence[Cell]) -> None:
-        self._seen: dict[tuple[str, str], list[float]] = {}
+        self._finished: list[Record] = []
         for cell in cells:
             self.learn(records.read_record(cell))
 
-    def learn(self, record: records.Record) -> None:
+    def learn(self, record: Record) -> None:
         """Take account of a finished cell."""
         if record["state"] == records.FINISHED and record["seconds_per_iteration"]:
-            pair = record["config"], record["loss"]
-            self._seen.setdefault(pair, []).append(record["seconds_per_iteration"])
+            self._finished.append(record)
 
     def per_iteration(self, config: str, loss: str) -> tuple[float, str] | None:
         """Seconds, and in words where they come from; None where nothing is known."""
-        if (config, loss) in self._seen:
-            return mean(self._seen[config, loss]), "finished cells"
-        others = [mean(seconds) for pair, seconds in self._seen.items() if pair[0] == config]
-        if others:
-            return mean(others), "finished cells with other losses"
+        same = [record for record in self._finished if record["config"] == config]
+        for seen, source in (
+            ([record for record in same if record["loss"] == loss], "finished cells"),
+            (same, "finished cells with other losses"),
+        ):
+            if seen:
+                return mean(record["seconds_per_iteration"] for record in seen), source
         row = published(config, loss)
         seconds = row and row.seconds_per_iteration
         return (seconds, "published, 4 A100") if seconds else None
@@ -167,7 +169,7 @@ class _Pool:
         # In a session of its own, so that Ctrl-C reaches it once, through this process.
         how = {"env": place.environment(), "start_new_session": True, **streams}
         popen = subprocess.Popen(cell.command(), **how)
-        start_iter = records.iterations_done(cell.folder, cell.max_iter)
+        start_iter = iterations_done(cell.folder, cell.max_iter)
         self.running.append(_Process(cell, place, popen, log, start_iter))
 
     def _end(self, process: _Process) -> None:
@@ -190,7 +192,7 @@ class _Pool:
         left, under_way = [self.estimates.seconds(cell) for cell in self.waiting], []
         for process in self.running:
             cell, start = process.cell, process.start_iter
-            iterations = max(records.iterations_done(cell.folder, cell.max_iter), start)
+            iterations = max(iterations_done(cell.folder, cell.max_iter), start)
             under_way.append(f"{cell.name} {iterations}/{cell.max_iter}")
             # By its own pace once it has shown one.
             pace = (time.monotonic() - process.started) / max(1, iterations - start)
@@ -212,7 +214,7 @@ def _death(cell: Cell, code: int) -> str:
     return records.last_line(cell.log) or f"the process ended with exit code {code}"
 
 
-def _tell(console: Console, record: records.Record) -> None:
+def _tell(console: Console, record: Record) -> None:
     if record["state"] == records.FINISHED:
         task = next(task for task in TASKS if f"{task}_AP" in record)
         seconds = number(record["seconds_per_iteration"], 3)

@@ -16,8 +16,7 @@ from rich.console import Console
 from .. import environment
 from ..errors import BucketRankError
 from . import timing
-from .loss_calls import REFERENCES, LossCalls, algorithm_of, loop_of
-from .loss_cases import Case, GridPoint, make_case
+from .loss_cases import REFERENCES, Case, GridPoint, LossCalls, algorithm_of, loop_of, make_case
 from .output import ProgressDisplay, Table, csv_text, say
 from .plots import draw_profile
 from .timing import Timing, TimingOptions
@@ -39,7 +38,7 @@ class Request:
 
     Attributes:
         grid: made-up cases.
-        training_step: arguments of `captured_cases.capture_cases`: cases from there instead.
+        training_step: arguments of `engine.loss_inputs`: cases from there instead.
         device: None: CUDA where there is one, else the CPU.
         force: replace what an earlier run has left in `output`.
     """
@@ -74,9 +73,6 @@ def profile_losses(request: Request, console: Console) -> dict[str, Any]:
     cases: Sequence[Case | GridPoint] = request.grid
     source: dict[str, Any] = {"grid": [asdict(point) for point in request.grid]}
     if step := request.training_step:
-        environment.require_detectron2("Profiling the losses of a detector")
-        from .captured_cases import capture_cases
-
         say(console, f"Training {step['config']} up to iteration {step['after']}")
         cases = capture_cases(**step, device=str(device), seed=request.seed)
         source = {"training_step": step}
@@ -95,6 +91,23 @@ def profile_losses(request: Request, console: Console) -> dict[str, Any]:
     write_profile(profile, request.output)
     print_profile(profile, console)
     return profile
+
+
+def capture_cases(**step: Any) -> list[Case]:
+    """What a detector gives its losses in a step of training; see `engine.loss_inputs`."""
+    environment.require_detectron2("Profiling the losses of a detector")
+    from ..engine.loss_inputs import capture_loss_inputs
+
+    cases = []
+    for number, call in enumerate(capture_loss_inputs(**step), start=1):
+        name = f"{call.pop('head')}, call {number}"
+        call["ignored_rows"] = call["ignored_rows"] if call["ignored_rows"].any() else None
+        if call["box_losses"] is None:  # only aLRP is given them; what stands in takes as long
+            call["box_losses"] = 1 - call["qualities"]
+        case = Case(name, **call)
+        sizes = f"P = {case.num_positives:,}, N = {case.num_negatives:,}"
+        cases.append(replace(case, name=f"{name}: {sizes}"))
+    return cases
 
 
 def _measure(
@@ -218,17 +231,11 @@ def describe_machine(device: torch.device, dtype: str) -> dict[str, Any]:
     """The machine and the versions that a measurement belongs to."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "cpu": environment.cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "gpu": gpu,
-        "cuda": torch.version.cuda if gpu else None,
-        "system": f"{platform.system()} {platform.release()}",
-        "dtype": dtype,
-        **environment.installed_versions("fvcore"),
-        "git_commit": environment.git_commit(),
-    }
+        "cpu": environment.cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "device": str(device), "gpu": gpu, "cuda": torch.version.cuda if gpu else None,
+        "system": f"{platform.system()} {platform.release()}", "dtype": dtype,
+        **environment.installed_versions("fvcore"), "git_commit": environment.git_commit(),
+    }  # fmt: skip
 
 
 def write_profile(profile: dict[str, Any], output: Path) -> None:

@@ -113,7 +113,9 @@ def page(text: str, folder: Path) -> str:
         data = base64.b64encode((folder / match[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><style>{_STYLE}</style>"
+    title = html.escape(text.splitlines()[0].lstrip("# "))
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
+    head += f"<style>{_STYLE}</style>"
     body = re.sub('src="([^"]+)"', embed, markdown(text, extensions=["tables"]))
     return f"{head}\n{body}\n</html>\n"
 

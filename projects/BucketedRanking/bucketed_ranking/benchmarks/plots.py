@@ -1,7 +1,6 @@
 """The pictures of a loss profile and of a table."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,19 +29,12 @@ _QUANTITIES = {
     "peak_extra_bytes": ("peak extra memory (MiB)", 1 / 2**20),
 }
 _SIZES = {"grid_negatives": "N, negatives", "positives": "P, positives"}
-_OTHER = {"grid_negatives": "positives", "positives": "grid_negatives"}
 _PARTS = {
     "reading pictures": "#999999",
     "classification loss": "#D55E00",
     "box loss": "#E69F00",
     "network and the rest": "#56B4E9",
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    path: Path
-    caption: str
 
 
 def draw_profile(cases: Sequence[dict[str, Any]], machine: str, path: Path) -> None:
@@ -80,7 +72,8 @@ def draw_profile(cases: Sequence[dict[str, Any]], machine: str, path: Path) -> N
 
 def _draw_sizes(axes: Axes, cases: Sequence[dict], regime: str, quantity: str, size: str) -> None:
     """Curves over one size, in one regime, at the middle value of the other size."""
-    (label, scale), other = _QUANTITIES[quantity], _OTHER[size]
+    label, scale = _QUANTITIES[quantity]
+    other = next(name for name in _SIZES if name != size)
     values = sorted({case[other] for case in cases})
     fixed = values[len(values) // 2]
     cases = [case for case in cases if case["regime"] == regime and case[other] == fixed]
@@ -115,23 +108,26 @@ def _label_scale(axis: Axis, lowest: float, highest: float) -> None:
     axis.set_minor_formatter(plain if short else NullFormatter())
 
 
-def draw_table(rows: Sequence["Row"], curves: Sequence["Row"], output: Path) -> list[Picture]:
+def draw_table(rows: Sequence["Row"], curves: Sequence["Row"], output: Path) -> dict[str, str]:
     """Draw AP over iterations, where the time goes, and AP against time, as far as it is known.
 
     Args:
         rows: of finished cells.
         curves: of cells that have been evaluated on the way.
+
+    Returns:
+        Captions by the names of the files.
     """
     timed = [row for row in rows if _split(row)]
     measured = [row for row in timed if any(row.statistic(f"{task}_AP") for task in TASKS)]
-    pictures = []
+    pictures = {}
     for name, caption, draw, shown in (
         ("curves.png", "AP over the iterations of training", _draw_ap_curves, curves),
         ("time.png", "Where the time of an iteration goes", _draw_times, timed),
         ("ap-time.png", "AP against the time of an iteration", _draw_trade, measured),
     ):
         if shown:
-            pictures.append(Picture(output / name, caption))
+            pictures[name] = caption
             _save(draw(sorted(shown, key=lambda row: list(LABELS).index(row.loss))), output / name)
     return pictures
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ..data.files import write_atomically
+from ..engine.run_records import Record
 from ..published import IMAGES_PER_RANKING, TASKS
-from .cell_records import FAILED, FINISHED, OBSTRUCTED, Record
+from .cell_records import FAILED, FINISHED, OBSTRUCTED
 from .output import Columns, Table, csv_text, in_words, number, page, say
 from .plots import draw_table
 from .rows import METRICS, Row, Statistic, finished_rows, make_rows
@@ -41,11 +42,9 @@ def write_report(records: Sequence[Record], output: Path) -> None:
     rows = finished_rows(records)
     curves = make_rows([record for record in records if record["curves"]])
     pictures = draw_table(rows, curves, output)
-    first, last = (
-        [table.markdown() for table in tables]
-        for tables in (_tables(rows), _details(records, rows))
-    )
-    images = [f"![{picture.caption}]({picture.path.name})" for picture in pictures]
+    tables = (_tables(rows), _details(records, rows))
+    first, last = ([table.markdown() for table in some] for some in tables)
+    images = [f"![{caption}]({name})" for name, caption in pictures.items()]
     text = "\n\n".join([*_introduction(records, rows), *first, *images, *last]) + "\n"
     write_atomically(output / "table.md", text)
     write_atomically(output / "table.html", page(text, output))

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import SCORE_LOSS
+from ..engine.run_records import Record
 from ..loss_styles import LABELS
 from ..published import IMAGES_PER_RANKING, TASKS, PublishedRow, published
-from .cell_records import FINISHED, Record
-from .loss_calls import loop_of
+from .cell_records import FINISHED
+from .loss_cases import loop_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 COSTS = (

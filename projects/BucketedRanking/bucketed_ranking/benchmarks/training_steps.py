@@ -23,6 +23,7 @@ from ..data.files import write_atomically
 from ..engine import runs, setup
 from ..engine.hooks import SeedEachIteration
 from ..engine.loss_profiler import measure_losses, summarise_samples
+from ..engine.run_records import Record, share_of
 from ..engine.trainer import Trainer
 from ..errors import BucketRankError
 from . import cell_records as records
@@ -96,7 +97,7 @@ def time_detectors(
                 say(console, f"{entry['name']}: {costs['error'] or took}")
 
 
-def _conditions(cfg: CfgNode, image_size: tuple[int, int]) -> records.Record:
+def _conditions(cfg: CfgNode, image_size: tuple[int, int]) -> Record:
     count, (height, width) = cfg.SOLVER.IMS_PER_BATCH, image_size
     pictures = f"{count} made-up picture{'s' if count > 1 else ''} of {width} x {height}"
     amp = ", mixed precision" if cfg.SOLVER.AMP.ENABLED else ""
@@ -110,7 +111,7 @@ def _conditions(cfg: CfgNode, image_size: tuple[int, int]) -> records.Record:
 
 def measure_training_steps(
     cfg: CfgNode, image_size: tuple[int, int], steps: int = 10, seed: int = 0
-) -> records.Record:
+) -> Record:
     """Time training steps of a detector with random weights, which stay as they are.
 
     A few more than `steps` are taken: to warm up, and under the profiler, for the losses.
@@ -137,7 +138,7 @@ def measure_training_steps(
         "state": records.FINISHED,
         "error": None,
         "iterations": steps,
-        "classification_loss_share": records.share_of(record),
+        "classification_loss_share": share_of(record),
         "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds,
     }
 
@@ -206,14 +207,9 @@ def _make_input(cfg: CfgNode, image_size: tuple[int, int], generator: torch.Gene
     classes = min(cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     instances.gt_classes = torch.randint(0, classes, (_OBJECTS,), generator=generator)
     if cfg.MODEL.MASK_ON:
-        instances.gt_masks = PolygonMasks(
-            [[_ellipse(c + s / 2, s / 2)] for c, s in zip(corners, sizes, strict=True)]
-        )
+        angles = torch.arange(_MASK_CORNERS) * (2 * math.pi / _MASK_CORNERS)
+        circle = torch.stack([angles.cos(), angles.sin()], dim=1)
+        ellipses = corners[:, None] + sizes[:, None] / 2 * (1 + circle)
+        instances.gt_masks = PolygonMasks([[e.flatten().double().numpy()] for e in ellipses])
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
     return {"image": image, "instances": instances, "height": height, "width": width}
-
-
-def _ellipse(centre: torch.Tensor, radii: torch.Tensor):
-    angles = torch.linspace(0, 2 * math.pi, _MASK_CORNERS + 1)[:-1]
-    circle = torch.stack([angles.cos(), angles.sin()], dim=1)
-    return (centre + radii * circle).flatten().double().numpy()

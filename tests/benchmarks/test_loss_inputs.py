@@ -5,9 +5,8 @@ import torch
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from bucketed_ranking.benchmarks.captured_cases import capture_cases
-from bucketed_ranking.benchmarks.loss_calls import ALL_LOSSES
-from bucketed_ranking.benchmarks.loss_profile import measure_case
+from bucketed_ranking.benchmarks import loss_profile
+from bucketed_ranking.benchmarks.loss_cases import ALL_LOSSES
 from bucketed_ranking.benchmarks.timing import TimingOptions
 from bucketed_ranking.errors import BucketRankError
 from tests.small_detectors import NARROW
@@ -18,8 +17,8 @@ def capture(blobs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(config: str, *options: str, after: int = 0):
-        return capture_cases(
-            config, dataset=blobs, options=[*NARROW, *options], device="cpu", after=after
+        return loss_profile.capture_cases(
+            config=config, dataset=blobs, options=[*NARROW, *options], device="cpu", after=after
         )
 
     yield run
@@ -43,7 +42,7 @@ def test_each_head_gives_a_case_that_every_loss_can_be_timed_on(capture, config,
         assert not case.logits.requires_grad
         assert ((case.box_losses >= 0) & (case.box_losses <= 1)).all()
         assert ((case.qualities > 0) & (case.qualities <= 1)).all()
-        entries = measure_case(case, ALL_LOSSES, TimingOptions(repeats=1, warmup=0))
+        entries = loss_profile.measure_case(case, ALL_LOSSES, TimingOptions(repeats=1, warmup=0))
         assert all(entry.skipped is None and entry.seconds for entry in entries)
 
 

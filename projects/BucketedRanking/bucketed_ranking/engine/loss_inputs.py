@@ -1,27 +1,26 @@
-"""The input that the losses get in one step of training. Needs detectron2."""
+"""What the ranking losses of a detector are given in one step of training."""
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from detectron2.engine import TrainerBase, hooks
 from torch import Tensor
 
-from ..engine import runs, setup
-from ..engine.hooks import SeedEachIteration, ranking_criteria, unwrap
-from ..engine.trainer import Trainer
 from ..errors import BucketRankError
 from ..losses import RankingLoss
-from .loss_cases import Case
+from . import runs, setup
+from .hooks import SeedEachIteration, ranking_criteria, unwrap
+from .trainer import Trainer
 
 DEFAULT_LOSS = "rs-exact"
 """What a detector is trained with before the step; MODEL.RANKING.LOSS overrides it."""
 
 
-def capture_cases(
+def capture_loss_inputs(
     config: str,
     *,
     dataset: str | None = None,
@@ -29,7 +28,7 @@ def capture_cases(
     device: str | None = None,
     after: int = 0,
     seed: int = 0,
-) -> list[Case]:
+) -> list[dict[str, Any]]:
     """What each ranking loss of a detector is given in one step of training.
 
     Args:
@@ -38,6 +37,9 @@ def capture_cases(
         options: KEY VALUE pairs.
         after: iterations of training before the step.
 
+    Returns:
+        For each call the class of its "head" and the arguments of `RankingLoss.forward_indexed`.
+
     Raises:
         BucketRankError: config, data set or options are not there or do not fit, training diverges,
             or the detector has no ranking loss.
@@ -45,7 +47,7 @@ def capture_cases(
     cfg = setup.load_config(config, loss=DEFAULT_LOSS, options=options, device=device)
     setup.configure_datasets(cfg, *setup.choose_datasets(cfg, dataset, None, None))
     cfg.SEED = seed
-    cases: list[Case] = []
+    calls: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, runs.run_logging(Path(folder)):
         cfg.OUTPUT_DIR = folder
         trainer = Trainer(cfg)
@@ -55,7 +57,7 @@ def capture_cases(
         trainer._hooks = [hook for hook in trainer._hooks if isinstance(hook, needed)]
         try:
             TrainerBase.train(trainer, 0, after)
-            recorder = _recorder(unwrap(trainer._trainer.model), cases)
+            recorder = _recorder(unwrap(trainer._trainer.model), calls)
             with patch.object(RankingLoss, "forward_indexed", recorder):
                 TrainerBase.train(trainer, after, after + 1)
         except FloatingPointError as error:
@@ -63,16 +65,18 @@ def capture_cases(
                 f"Training diverged in iteration {trainer.iter}, before the step to profile; take "
                 "an earlier one with --after."
             ) from error
-    if not cases:
+    if not calls:
         raise BucketRankError(
             f"The detector of {config} has no ranking criterion: set MODEL.RANKING.LOSS to a "
             "ranking loss."
         )
-    return cases
+    return calls
 
 
-def _recorder(model: torch.nn.Module, cases: list[Case]) -> Callable[..., dict[str, Tensor]]:
-    """`RankingLoss.forward_indexed`, but every call of it makes a case."""
+def _recorder(
+    model: torch.nn.Module, calls: list[dict[str, Any]]
+) -> Callable[..., dict[str, Tensor]]:
+    """`RankingLoss.forward_indexed`, but the arguments of every call are kept."""
     forward = RankingLoss.forward_indexed
     heads = {
         id(criterion.loss): type(model.get_submodule(name.rpartition(".")[0])).__name__
@@ -87,12 +91,10 @@ def _recorder(model: torch.nn.Module, cases: list[Case]) -> Callable[..., dict[s
         ignored_rows: Tensor,
         box_losses: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        # Only aLRP is given box losses; what stands in for them takes as long.
-        errors = 1 - qualities if box_losses is None else box_losses.detach().clone()
-        ignored = ignored_rows if bool(ignored_rows.any()) else None
-        case = Case("", logits.detach().clone(), positives, qualities, errors, ignored)
-        size = f"P = {case.num_positives:,}, N = {case.num_negatives:,}"
-        cases.append(replace(case, name=f"{heads[id(loss)]}, call {len(cases) + 1}: {size}"))
-        return forward(loss, logits, positives, qualities, ignored_rows, box_losses)
+        given = {"positives": positives, "qualities": qualities, "ignored_rows": ignored_rows}
+        kept = {"logits": logits, **given, "box_losses": box_losses}
+        kept = {name: v if v is None else v.detach().clone() for name, v in kept.items()}
+        calls.append({"head": heads[id(loss)], **kept})
+        return forward(loss, logits, **given, box_losses=box_losses)
 
     return record
