@@ -20,7 +20,7 @@ from . import cell_records as records
 from .cells import Cell
 from .output import ProgressDisplay, in_words, number
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _SHOW_SECONDS = 0.5, 2.0
 _PLAIN_INTERVAL_S = 60.0
 _INTERRUPTED = 130
 # Starting a process, building the detector, reading the data set.
@@ -134,6 +134,7 @@ class _Pool:
         self.estimates, self.num_places = Estimates(cells), len(places)
         self.total, self.done, self.signals = len(waiting), 0, 0
         self.running: list[_Process] = []
+        self.shown = float("-inf")
 
     def run(self) -> None:
         signals = (signal.SIGINT, signal.SIGTERM)
@@ -189,6 +190,9 @@ class _Pool:
         _tell(self.console, record)
 
     def _show(self, progress: ProgressDisplay) -> None:
+        if time.monotonic() < self.shown + _SHOW_SECONDS:
+            return
+        self.shown = time.monotonic()
         left, under_way = [self.estimates.seconds(cell) for cell in self.waiting], []
         for process in self.running:
             cell, start = process.cell, process.start_iter

@@ -19,7 +19,6 @@ from tabulate import tabulate
 Columns = Mapping[str, Callable[[Any], str]]
 """What a table says of each of its rows, by title."""
 
-
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
