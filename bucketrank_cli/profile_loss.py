@@ -60,7 +60,7 @@ def profile_loss(
     from rich.console import Console
 
     from bucketed_ranking.benchmarks.loss_cases import make_grid
-    from bucketed_ranking.benchmarks.loss_profile import Request, profile_losses
+    from bucketed_ranking.benchmarks.loss_profile import profile_losses
     from bucketed_ranking.benchmarks.timing import TimingOptions
     from bucketed_ranking.errors import BucketRankError
 
@@ -73,22 +73,22 @@ def profile_loss(
             "--dataset, --after and KEY VALUE pairs describe a step of training; they go with "
             "--from-training CONFIG."
         )
-    request = Request(
-        losses=_losses(losses),
-        output=out,
+    profile_losses(
+        _losses(losses),
+        out,
+        Console(),
         grid=make_grid(
             regime,
             sorted(whole_numbers(positives, "--positives")),
             sorted(whole_numbers(negatives, "--negatives")),
         ),
         training_step=step,
-        timing=TimingOptions(repeats, warmup, max_seconds),
+        options=TimingOptions(repeats, warmup, max_seconds),
         device=device,
         dtype=dtype,
         seed=seed,
         force=force,
     )
-    profile_losses(request, Console())
     say(f"Numbers and plots are in {out}.")
 
 

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from rich.console import Console
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from bucketed_ranking.benchmarks import loss_profile
 from bucketed_ranking.benchmarks.loss_cases import ALL_LOSSES
-from bucketed_ranking.benchmarks.timing import TimingOptions
+from bucketed_ranking.benchmarks.output import ProgressDisplay
+from bucketed_ranking.benchmarks.timing import Timing, TimingOptions
 from bucketed_ranking.errors import BucketRankError
 from tests.small_detectors import NARROW
 
@@ -18,7 +20,12 @@ def capture(blobs, tmp_path, monkeypatch):
 
     def run(config: str, *options: str, after: int = 0):
         return loss_profile.capture_cases(
-            config=config, dataset=blobs, options=[*NARROW, *options], device="cpu", after=after
+            config=config,
+            dataset=blobs,
+            options=[*NARROW, *options],
+            device="cpu",
+            after=after,
+            dtype=torch.float32,
         )
 
     yield run
@@ -42,8 +49,10 @@ def test_each_head_gives_a_case_that_every_loss_can_be_timed_on(capture, config,
         assert not case.logits.requires_grad
         assert ((case.box_losses >= 0) & (case.box_losses <= 1)).all()
         assert ((case.qualities > 0) & (case.qualities <= 1)).all()
-        entries = loss_profile.measure_case(case, ALL_LOSSES, TimingOptions(repeats=1, warmup=0))
-        assert all(entry.skipped is None and entry.seconds for entry in entries)
+        timings = [Timing(loss) for loss in ALL_LOSSES]
+        options, progress = TimingOptions(repeats=1, warmup=0), ProgressDisplay(9, Console())
+        loss_profile.measure_case(case, timings, options, progress)
+        assert all(timing.skipped is None and timing.seconds for timing in timings)
 
 
 def test_training_goes_on_before_the_step(capture):

@@ -11,10 +11,9 @@ import torch
 from rich.console import Console
 
 from bucketed_ranking.benchmarks import loss_profile, timing
-from bucketed_ranking.benchmarks.loss_cases import GridPoint, LossCalls, make_case, make_grid
-from bucketed_ranking.benchmarks.loss_profile import Request, measure_case
+from bucketed_ranking.benchmarks.loss_cases import Case, GridPoint, LossCalls, make_case, make_grid
 from bucketed_ranking.benchmarks.output import ProgressDisplay
-from bucketed_ranking.benchmarks.timing import TimingOptions
+from bucketed_ranking.benchmarks.timing import Timing, TimingOptions
 from bucketed_ranking.errors import BucketRankError
 from tests.benchmarks import given
 
@@ -22,24 +21,30 @@ SILENT = Console(file=io.StringIO())
 QUICK = TimingOptions(repeats=3, warmup=1)
 
 
-def request(output: Path, **changes) -> Request:
+def profile(output: Path, **changes) -> dict:
     settings = {
         "losses": ["rs-exact", "focal", "sort"],
         "grid": make_grid("both", [5], [200, 400]),
-        "timing": TimingOptions(repeats=2, warmup=1),
+        "options": TimingOptions(repeats=2, warmup=1),
         "device": "cpu",
         **changes,
     }
-    return Request(output=output, **settings)
+    return loss_profile.profile_losses(output=output, console=SILENT, **settings)
+
+
+def measure_case(case: Case, losses: list[str], options: TimingOptions = QUICK) -> list[Timing]:
+    timings = [Timing(loss) for loss in losses]
+    loss_profile.measure_case(case, timings, options, ProgressDisplay(9, SILENT))
+    return timings
 
 
 def test_everything_lands_in_the_folder(tmp_path):
     folder = tmp_path / "new" / "folder"
-    profile = loss_profile.profile_losses(request(folder, seed=4), SILENT)
+    returned = profile(folder, seed=4)
     names = {loss_profile.JSON, loss_profile.CSV, loss_profile.PICTURE}
     assert {path.name for path in folder.iterdir()} == names
     written = json.loads((folder / loss_profile.JSON).read_text())
-    assert written == profile
+    assert written == returned
     assert written["source"]["seed"] == 4
     assert len(written["cases"]) == 4
     assert "eager" in written["methods"]["focal"]
@@ -52,16 +57,16 @@ def test_everything_lands_in_the_folder(tmp_path):
 def test_a_profile_is_replaced_only_by_force(tmp_path):
     (tmp_path / loss_profile.JSON).write_text("mine")
     with pytest.raises(BucketRankError, match="--force"):
-        loss_profile.profile_losses(request(tmp_path), SILENT)
+        profile(tmp_path)
     assert (tmp_path / loss_profile.JSON).read_text() == "mine"
-    loss_profile.profile_losses(request(tmp_path, force=True), SILENT)
+    profile(tmp_path, force=True)
     assert (tmp_path / loss_profile.JSON).read_text() != "mine"
 
 
 def test_a_case_that_does_not_fit_is_marked_and_the_others_are_measured(tmp_path):
     grid = make_grid("start", [5], [200, 10**14])
-    profile = loss_profile.profile_losses(request(tmp_path, grid=grid), SILENT)
-    small, huge = ({entry["skipped"] for entry in case["entries"]} for case in profile["cases"])
+    written = profile(tmp_path, grid=grid)
+    small, huge = ({entry["skipped"] for entry in case["entries"]} for case in written["cases"])
     assert small == {None}
     (reason,) = huge
     assert reason.startswith("out of memory: ")
@@ -69,14 +74,14 @@ def test_a_case_that_does_not_fit_is_marked_and_the_others_are_measured(tmp_path
 
 def test_what_does_not_exist_is_named(tmp_path):
     with pytest.raises(BucketRankError, match="'tpu0'"):
-        loss_profile.profile_losses(request(tmp_path, device="tpu0"), SILENT)
+        profile(tmp_path, device="tpu0")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_loop_that_would_take_too_long_is_not_called(monkeypatch):
     case = make_case(GridPoint("start", 1000, 5000), dtype=torch.float32, device="cpu", seed=0)
     monkeypatch.setattr(loss_profile, "_seconds_thinned", lambda loss, case, count: 2 + count)
-    rs, focal = measure_case(case, ["rs", "focal"], QUICK)
+    rs, focal = measure_case(case, ["rs", "focal"])
     assert rs.predicted_seconds == pytest.approx(1002)
     assert rs.skipped == "predicted to take 1e+03 s a call; at most 20 s wanted"
     assert len(focal.seconds) == 3
@@ -85,7 +90,7 @@ def test_a_loop_that_would_take_too_long_is_not_called(monkeypatch):
 def test_bucketed_losses_are_predicted_to_grow_with_pairs(monkeypatch):
     case = make_case(GridPoint("start", 4000, 5000), dtype=torch.float32, device="cpu", seed=0)
     monkeypatch.setattr(loss_profile, "_seconds_thinned", lambda loss, case, n: n**2 / 1e5)
-    (brs,) = measure_case(case, ["brs"], QUICK)
+    (brs,) = measure_case(case, ["brs"])
     assert brs.predicted_seconds == pytest.approx(160)
     assert brs.skipped
 
@@ -111,7 +116,7 @@ def test_running_out_of_memory_skips_one_loss(case, monkeypatch, error):
     monkeypatch.setattr(
         LossCalls, "build", lambda self, loss: failing if loss == "brs" else build(self, loss)
     )
-    brs, exact = measure_case(case, ["brs", "rs-exact"], QUICK)
+    brs, exact = measure_case(case, ["brs", "rs-exact"])
     assert brs.skipped == f"out of memory: {error}"
     assert len(exact.seconds) == 3
 
@@ -122,12 +127,12 @@ def test_other_errors_are_not_hidden(case, monkeypatch):
 
     monkeypatch.setattr(LossCalls, "build", lambda self, loss: failing)
     with pytest.raises(RuntimeError, match="a bug"):
-        measure_case(case, ["brs"], QUICK)
+        measure_case(case, ["brs"])
 
 
 def test_a_case_without_positives_is_marked(case):
     nothing = {name: getattr(case, name)[:0] for name in ("positives", "qualities", "box_losses")}
-    focal, sort = measure_case(replace(case, **nothing), ["focal", "sort"], QUICK)
+    focal, sort = measure_case(replace(case, **nothing), ["focal", "sort"])
     assert focal.skipped == "the case has no positives"
     assert sort.seconds
 
@@ -135,7 +140,7 @@ def test_a_case_without_positives_is_marked(case):
 def test_progress_is_told_as_often_as_announced(case, monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(ProgressDisplay, "advance", lambda self, text: told.append(text))
-    measure_case(case, ["focal", "sort"], QUICK, ProgressDisplay(9, SILENT))
+    measure_case(case, ["focal", "sort"])
     assert len(told) == loss_profile.num_advances(2, QUICK)
 
 

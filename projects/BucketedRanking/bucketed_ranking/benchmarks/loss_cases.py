@@ -78,7 +78,7 @@ class Case:
     def relevant_negatives(self, delta: float = 0.5) -> int:
         """How many negatives are not `delta` (RS Loss's half-width) or more below every positive:
         the others cost next to nothing."""
-        if self.num_positives == 0:
+        if self.num_positives == 0 or self.logits.is_meta:
             return 0
         lowest = self.logits.reshape(-1)[self.positives].min() - delta
         return int((self.valid_logits > lowest).sum()) - self.num_positives
@@ -129,6 +129,12 @@ def make_case(point: GridPoint, *, dtype: torch.dtype, device: str, seed: int) -
     columns = (value.to(device) for value in (positives, qualities, box_losses))
     logits = logits.view(rows, NUM_CLASSES).to(device, dtype)
     return Case(str(point), logits, *columns, grid_point=point)
+
+
+def unmade_case(point: GridPoint) -> Case:
+    """What stands for a case that is too large to be made: tensors of its sizes without numbers."""
+    logits = torch.empty(point.positives + point.negatives, 1, device="meta")
+    return Case(str(point), logits, *[logits[: point.positives, 0]] * 3, grid_point=point)
 
 
 def algorithm_of(loss: str) -> str:

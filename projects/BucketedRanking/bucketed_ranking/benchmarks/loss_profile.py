@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,16 @@ from rich.console import Console
 from .. import environment
 from ..errors import BucketRankError
 from . import timing
-from .loss_cases import REFERENCES, Case, GridPoint, LossCalls, algorithm_of, loop_of, make_case
+from .loss_cases import (
+    REFERENCES,
+    Case,
+    GridPoint,
+    LossCalls,
+    algorithm_of,
+    loop_of,
+    make_case,
+    unmade_case,
+)
 from .output import ProgressDisplay, Table, csv_text, say
 from .plots import draw_profile
 from .timing import Timing, TimingOptions
@@ -32,30 +41,26 @@ _METHODS = {
 _LIGHT_POSITIVES = 64
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to measure, on what, and where to put it.
+def profile_losses(
+    losses: Sequence[str],
+    output: Path,
+    console: Console,
+    *,
+    grid: Sequence[GridPoint] = (),
+    training_step: dict[str, Any] | None = None,
+    options: TimingOptions | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Measure, write profile.json, .csv and .png into the output folder, and print the tables.
 
-    Attributes:
+    Args:
         grid: made-up cases.
         training_step: arguments of `engine.loss_inputs`: cases from there instead.
         device: None: CUDA where there is one, else the CPU.
         force: replace what an earlier run has left in `output`.
-    """
-
-    losses: Sequence[str]
-    output: Path
-    grid: Sequence[GridPoint] = ()
-    training_step: dict[str, Any] | None = None
-    timing: TimingOptions = field(default_factory=TimingOptions)
-    device: str | None = None
-    dtype: str = "float32"
-    seed: int = 0
-    force: bool = False
-
-
-def profile_losses(request: Request, console: Console) -> dict[str, Any]:
-    """Measure, write profile.json, .csv and .png into the output folder, and print the tables.
 
     Returns:
         The content of profile.json.
@@ -64,36 +69,47 @@ def profile_losses(request: Request, console: Console) -> dict[str, Any]:
         BucketRankError: the folder holds a profile already, the device does not exist, or there is
             no such step of training.
     """
-    if (request.output / JSON).exists() and not request.force:
+    if (output / JSON).exists() and not force:
         raise BucketRankError(
-            f"There is a profile in {request.output} already; choose another folder with --out, or "
+            f"There is a profile in {output} already; choose another folder with --out, or "
             "add --force to replace it."
         )
-    device = torch.device(environment.choose_device(request.device))
-    cases: Sequence[Case | GridPoint] = request.grid
-    source: dict[str, Any] = {"grid": [asdict(point) for point in request.grid]}
-    if step := request.training_step:
-        say(console, f"Training {step['config']} up to iteration {step['after']}")
-        cases = capture_cases(**step, device=str(device), seed=request.seed)
-        source = {"training_step": step}
-    advances = len(cases) * num_advances(len(request.losses), request.timing)
-    with ProgressDisplay(advances, console) as progress:
-        results = [_measure(case, request, device, progress) for case in cases]
-    memory = timing.MEMORY_METHODS.get(device.type, "not measured on this device")
+    where, options = torch.device(environment.choose_device(device)), options or TimingOptions()
+    kind = getattr(torch, dtype)
+    cases: Sequence[Case | GridPoint] = grid
+    source: dict[str, Any] = {"grid": [asdict(point) for point in grid]}
+    if training_step:
+        config, after = training_step["config"], training_step["after"]
+        say(console, f"Training {config} up to iteration {after}")
+        cases = capture_cases(**training_step, dtype=kind, device=str(where), seed=seed)
+        source = {"training_step": training_step}
+    results = []
+    with ProgressDisplay(len(cases) * num_advances(len(losses), options), console) as progress:
+        for given in cases:
+            case, made = given, Timing("a case")
+            if isinstance(given, GridPoint):  # made now: there may not be room for two
+                case = unmade_case(given)
+                with timing.skip_without_memory(made):
+                    case = make_case(given, dtype=kind, device=str(where), seed=seed)
+            timings = [Timing(loss, skipped=made.skipped) for loss in losses]
+            if made.skipped is None:
+                measure_case(case, timings, options, progress)
+            results.append(describe_case(case, timings))
+    memory = timing.MEMORY_METHODS.get(where.type, "not measured on this device")
     profile = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(device, request.dtype),
-        "source": {**source, "seed": request.seed},
-        "timing": asdict(request.timing),
+        "machine": describe_machine(where, dtype),
+        "source": {**source, "seed": seed},
+        "timing": asdict(options),
         "methods": {**_METHODS, "memory": memory},
         "cases": results,
     }
-    write_profile(profile, request.output)
+    write_profile(profile, output)
     print_profile(profile, console)
     return profile
 
 
-def capture_cases(**step: Any) -> list[Case]:
+def capture_cases(*, dtype: torch.dtype, **step: Any) -> list[Case]:
     """What a detector gives its losses in a step of training; see `engine.loss_inputs`."""
     environment.require_detectron2("Profiling the losses of a detector")
     from ..engine.loss_inputs import capture_loss_inputs
@@ -104,37 +120,10 @@ def capture_cases(**step: Any) -> list[Case]:
         call["ignored_rows"] = call["ignored_rows"] if call["ignored_rows"].any() else None
         if call["box_losses"] is None:  # only aLRP is given them; what stands in takes as long
             call["box_losses"] = 1 - call["qualities"]
-        case = Case(name, **call)
+        case = Case(name, **{**call, "logits": call["logits"].to(dtype)})
         sizes = f"P = {case.num_positives:,}, N = {case.num_negatives:,}"
         cases.append(replace(case, name=f"{name}: {sizes}"))
     return cases
-
-
-def _measure(
-    given: Case | GridPoint, request: Request, device: torch.device, progress: ProgressDisplay
-) -> dict[str, Any]:
-    """What profile.json says of a case: its sizes, and in "entries" what each loss cost on it."""
-    dtype, made = getattr(torch, request.dtype), Timing(str(given))
-    case = replace(given, logits=given.logits.to(dtype)) if isinstance(given, Case) else None
-    if isinstance(given, GridPoint):  # made now: there may not be room for two
-        with timing.skip_without_memory(made):
-            case = make_case(given, dtype=dtype, device=str(device), seed=request.seed)
-    if case is not None:
-        timings = measure_case(case, request.losses, request.timing, progress)
-        point, name, shape = case.grid_point, case.name, list(case.logits.shape)
-        sizes = case.num_positives, case.num_negatives, case.relevant_negatives()
-    else:
-        timings = [Timing(loss, skipped=made.skipped) for loss in request.losses]
-        point, name, shape = given, made.name, [given.positives + given.negatives, 1]
-        sizes = given.positives, given.negatives, 0
-    return {
-        "name": name,
-        "regime": point and point.regime,
-        "grid_negatives": point and point.negatives,
-        **dict(zip(("positives", "negatives", "relevant_negatives"), sizes, strict=True)),
-        "logits_shape": shape,
-        "entries": describe_timings(timings, num_logits=shape[0] * shape[1]),
-    }
 
 
 def num_advances(num_losses: int, options: TimingOptions) -> int:
@@ -143,19 +132,15 @@ def num_advances(num_losses: int, options: TimingOptions) -> int:
 
 
 def measure_case(
-    case: Case,
-    losses: Sequence[str],
-    options: TimingOptions,
-    progress: ProgressDisplay | None = None,
-) -> list[Timing]:
+    case: Case, timings: Sequence[Timing], options: TimingOptions, progress: ProgressDisplay
+) -> None:
     """Time and memory of every loss on a case: memory first, then warm-up, then the timed calls."""
 
     def advance(text: str) -> None:
-        if progress is not None:
-            progress.advance(f"{case.name}: {text}")
+        progress.advance(f"{case.name}: {text}")
 
     device, calls = case.logits.device, LossCalls(case)
-    timings, built = [Timing(loss) for loss in losses], {}
+    built: dict[str, timing.Call] = {}
     for loss in timings:
         advance(loss.name)
         with timing.skip_without_memory(loss):
@@ -172,7 +157,6 @@ def measure_case(
                 loss.peak_bytes = timing.peak_bytes(call, device)
                 timing.warm_up(loss, call, device, options)
     timing.time_calls(timings, built, device, options, advance)
-    return timings
 
 
 def _predicted_seconds(loss: str, case: Case) -> float | None:
@@ -194,15 +178,30 @@ def _seconds_thinned(loss: str, case: Case, count: int) -> float:
     return min(timing.timed(call, case.logits.device) for _ in range(2))
 
 
+def describe_case(case: Case, timings: Sequence[Timing]) -> dict[str, Any]:
+    """What profile.json says of a case: its sizes, and in "entries" what each loss cost on it."""
+    point = case.grid_point
+    return {
+        "name": case.name,
+        "regime": point and point.regime,
+        "grid_negatives": point and point.negatives,
+        "positives": case.num_positives,
+        "negatives": case.num_negatives,
+        "relevant_negatives": case.relevant_negatives(),
+        "logits_shape": list(case.logits.shape),
+        "entries": describe_timings(timings, case.logits.numel()),
+    }
+
+
 def describe_timings(timings: Sequence[Timing], num_logits: int) -> list[dict[str, Any]]:
     """Seconds, ratios of medians and memory of each loss; None for what is not known."""
     medians = {t.name: statistics.median(t.seconds) for t in timings if t.seconds}
-
-    def describe(loss: Timing) -> dict[str, Any]:
+    entries = []
+    for loss in timings:
         seconds, median = loss.seconds, medians.get(loss.name)
         two = (2 * seconds if len(seconds) == 1 else seconds) or [0.0, 0.0]
         quartiles = statistics.quantiles(two, n=4, method="inclusive")
-        return {
+        entry = {
             "loss": loss.name,
             "algorithm": algorithm_of(loss.name),
             "median_s": median,
@@ -219,8 +218,8 @@ def describe_timings(timings: Sequence[Timing], num_logits: int) -> list[dict[st
             "skipped": loss.skipped,
             "seconds": seconds,
         }
-
-    return [describe(loss) for loss in timings]
+        entries.append(entry)
+    return entries
 
 
 def _ratio(value: float | None, reference: float | None) -> float | None:
