@@ -2,11 +2,14 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import ConfigOptions, Device, say, whole_numbers
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Regime(StrEnum):
@@ -73,10 +76,11 @@ def profile_loss(
             "--dataset, --after and KEY VALUE pairs describe a step of training; they go with "
             "--from-training CONFIG."
         )
-    profile_losses(
+    console = Console()
+    profile = profile_losses(
         _losses(losses),
         out,
-        Console(),
+        console,
         grid=make_grid(
             regime,
             sorted(whole_numbers(positives, "--positives")),
@@ -89,6 +93,7 @@ def profile_loss(
         seed=seed,
         force=force,
     )
+    print_profile(profile, console)
     say(f"Numbers and plots are in {out}.")
 
 
@@ -104,3 +109,44 @@ def _losses(text: str) -> list[str]:
                 f"There is no loss {name!r} to profile; choose among {', '.join(ALL_LOSSES)}."
             )
     return names
+
+
+def print_profile(profile: dict[str, Any], console: "Console") -> None:
+    """One table a case, under it what was skipped, and at the end the machine."""
+    from bucketed_ranking.benchmarks.loss_profile import machine_in_words
+    from bucketed_ranking.benchmarks.output import Table
+
+    for case in profile["cases"]:
+        share = case["relevant_negatives"] / max(1, case["negatives"])
+        facts = f"logits {case['logits_shape']}, {share:.1%} of the negatives relevant"
+        say(f"\n{case['name']}; {facts}")
+        Table.of(case["entries"], _COLUMNS, left=1).print(console)
+        for entry in case["entries"]:
+            if entry["skipped"]:
+                say(f"{entry['loss']} skipped: {entry['skipped']}")
+    what = "ms: forward + backward, median; speed-up: over the loop of the same objective"
+    say(f"\n{what}; MiB: peak extra memory.\n{machine_in_words(profile)}")
+
+
+def _quartiles(entry: dict[str, Any]) -> str:
+    if entry["median_s"] is None:
+        return "skipped" if entry["skipped"] else "-"
+    return " .. ".join(_significant(entry[f"quartile_{n}_s"], 1e3) for n in (1, 3))
+
+
+def _significant(value: float | None, scale: float = 1) -> str:
+    """Three digits; a dash for what is not known."""
+    if value is None:
+        return "-"
+    return f"{scale * value:,.0f}" if scale * value >= 100 else f"{scale * value:.3g}"
+
+
+_COLUMNS = {
+    "loss": lambda entry: entry["loss"],
+    "ms": lambda entry: _significant(entry["median_s"], 1e3),
+    "quartiles": _quartiles,
+    "speed-up": lambda entry: _significant(entry["times_faster_than_loop"]),
+    "x focal": lambda entry: _significant(entry["times_focal"]),
+    "MiB": lambda entry: _significant(entry["peak_extra_bytes"], 1 / 2**20),
+    "B/logit": lambda entry: _significant(entry["peak_extra_bytes_per_logit"]),
+}

@@ -184,14 +184,3 @@ def test_each_line_of_the_csv_stands_alone(tmp_path):
         assert line["cpu"] == "Some CPU"
         assert line["date"] == "2026-11-22T12:00:00+00:00"
         assert bool(line["median_s"]) != bool(line["skipped"])
-
-
-def test_the_table_fits_80_columns_and_says_why_something_is_missing():
-    output = io.StringIO()
-    loss_profile.print_profile(given.profile(), Console(file=output, width=80))
-    text = output.getvalue()
-    assert f"ap skipped: {given.TOO_SLOW}" in text
-    assert "Some CPU, 2 threads" in text
-    assert "8,000" in text
-    assert "[1000, 1]" in text
-    assert max(map(len, text.split("ms: forward")[0].splitlines())) <= 80

@@ -1,4 +1,4 @@
-"""The whole of `bucketrank profile-loss`: cases, measurement, tables and files."""
+"""The whole of `bucketrank profile-loss`: cases, measurement and files."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from .loss_cases import (
     make_case,
     unmade_case,
 )
-from .output import ProgressDisplay, Table, csv_text, say
+from .output import ProgressDisplay, csv_text, say
 from .plots import draw_profile
 from .timing import Timing, TimingOptions
 
@@ -54,7 +54,7 @@ def profile_losses(
     seed: int = 0,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Measure, write profile.json, .csv and .png into the output folder, and print the tables.
+    """Measure, and write profile.json, .csv and .png into the output folder.
 
     Args:
         grid: made-up cases.
@@ -105,7 +105,6 @@ def profile_losses(
         "cases": results,
     }
     write_profile(profile, output)
-    print_profile(profile, console)
     return profile
 
 
@@ -253,20 +252,6 @@ def write_profile(profile: dict[str, Any], output: Path) -> None:
     draw_profile(profile["cases"], machine_in_words(profile), output / PICTURE)
 
 
-def print_profile(profile: dict[str, Any], console: Console) -> None:
-    """One table a case, under it what was skipped, and at the end the machine."""
-    for case in profile["cases"]:
-        share = case["relevant_negatives"] / max(1, case["negatives"])
-        facts = f"logits {case['logits_shape']}, {share:.1%} of the negatives relevant"
-        say(console, f"\n{case['name']}; {facts}")
-        Table.of(case["entries"], _COLUMNS, left=1).print(console)
-        for entry in case["entries"]:
-            if entry["skipped"]:
-                say(console, f"{entry['loss']} skipped: {entry['skipped']}")
-    what = "ms: forward + backward, median; speed-up: over the loop of the same objective"
-    say(console, f"\n{what}; MiB: peak extra memory.\n{machine_in_words(profile)}")
-
-
 def machine_in_words(profile: dict[str, Any]) -> str:
     """Machine, versions and date in one line."""
     machine, date = profile["machine"], profile["date"][:10]
@@ -274,27 +259,3 @@ def machine_in_words(profile: dict[str, Any]) -> str:
     where = machine["gpu"] or f"{machine['cpu']}, {threads}"
     versions = f"torch {machine['torch']}, bucketrank {machine['bucketrank']}"
     return f"{where}, {machine['dtype']}, {versions}, {date}"
-
-
-def _quartiles(entry: dict[str, Any]) -> str:
-    if entry["median_s"] is None:
-        return "skipped" if entry["skipped"] else "-"
-    return " .. ".join(_significant(entry[f"quartile_{n}_s"], 1e3) for n in (1, 3))
-
-
-def _significant(value: float | None, scale: float = 1) -> str:
-    """Three digits; a dash for what is not known."""
-    if value is None:
-        return "-"
-    return f"{scale * value:,.0f}" if scale * value >= 100 else f"{scale * value:.3g}"
-
-
-_COLUMNS = {
-    "loss": lambda entry: entry["loss"],
-    "ms": lambda entry: _significant(entry["median_s"], 1e3),
-    "quartiles": _quartiles,
-    "speed-up": lambda entry: _significant(entry["times_faster_than_loop"]),
-    "x focal": lambda entry: _significant(entry["times_focal"]),
-    "MiB": lambda entry: _significant(entry["peak_extra_bytes"], 1 / 2**20),
-    "B/logit": lambda entry: _significant(entry["peak_extra_bytes_per_logit"]),
-}
