@@ -99,6 +99,8 @@ def test_the_paper_profile_has_the_rows_of_the_paper_and_no_others(tmp_path):
     absent = [cell for cell in cells if cell.config.startswith("codetr")]
     assert absent
     assert all("not in this version" in cell.obstacle for cell in absent)
+    by_four = plan(tmp_path, paper=True, device="cpu", processes=4)
+    assert {cell.images_per_ranking for cell in by_four} == {4, None}  # None: what is absent
     narrowed = plan(tmp_path, detectors=("paa*",), paper=True, device="cpu")
     assert [cell.loss for cell in narrowed] == ["ap", "bap", "rs", "brs"]
 

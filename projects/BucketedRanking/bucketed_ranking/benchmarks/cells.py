@@ -35,8 +35,8 @@ class Cell:
         options: KEY VALUE pairs.
         folder: where the run is, or will be.
         processes: one a GPU; one on the CPU.
-        max_iter, images_per_ranking, config_hash: of the run (see `engine.runs`); 0, None and ""
-            where the cell cannot be run.
+        max_iter, images_per_ranking, config_hash: of the run (see `engine.runs`), as far as they
+            are known.
         obstacle: why the cell cannot be run here; None where it can.
     """
 
@@ -178,14 +178,12 @@ def _complete(cell: Cell) -> Cell:
         return replace(cell, obstacle=f"the detector {cell.config} is not in this version yet")
     if cell.dataset == EMBEDDED_DATASET and is_tiny(cell.config):
         options = ["SOLVER.MAX_ITER", str(EMBEDDED_ITERATIONS), *options]
-    max_iter = setup.load_config(cell.config, options=options, device="cpu").SOLVER.MAX_ITER
+    cfg = setup.load_config(cell.config, options=options, device="cpu")
+    max_iter, images = cfg.SOLVER.MAX_ITER, runs.images_per_ranking(cfg, cell.processes)
     if "TEST.EVAL_PERIOD" not in options:
         options += ["TEST.EVAL_PERIOD", str(-(-max_iter // _EVALUATIONS))]
-    cell = replace(cell, options=tuple(options), max_iter=max_iter)
+    cell = replace(cell, options=tuple(options), max_iter=max_iter, images_per_ranking=images)
     try:
-        cfg = cell_config(cell)
+        return replace(cell, config_hash=runs.config_hash(cell_config(cell), cell.processes))
     except BucketRankError as error:
         return replace(cell, obstacle=str(error))
-    images = runs.images_per_ranking(cfg, cell.processes)
-    config_hash = runs.config_hash(cfg, cell.processes)
-    return replace(cell, images_per_ranking=images, config_hash=config_hash)

@@ -2,11 +2,12 @@
 
 What is in the numbers: the criterion marks its ranking loss, which computes the gradients of the
 logits in its forward pass, and its box loss, both by `torch.profiler.record_function`. In
-Detectron2's own heads, ATSS and PAA, the calls of focal loss, cross-entropy and the box loss are
-marked while a step is measured and at no other time. A number is the time between the ends of these
-marks plus that of the autograd nodes that were made between them: forward and backward, summed over
-all heads. Choosing positives, one-hot targets, reading boxes off the network's output and the mask
-loss are not in it, nor is the quality branch of ATSS and PAA.
+Detectron2's own heads, ATSS and PAA, the calls of focal loss, cross-entropy and the box loss (in
+Detectron2's heads with the targets that it makes) are marked while a step is measured and at no
+other time. A number is the time between the ends of these marks plus that of the autograd nodes
+that were made between them: forward and backward, summed over all heads. Choosing positives,
+one-hot targets, gathering logits and the mask loss are not in it, nor is the quality branch of ATSS
+and PAA.
 
 On a CPU this is wall-clock time. On a GPU it is the time from the start of a mark's first kernel to
 the end of its last one, and of the backward nodes the sum of their kernels. The profiler adds a
