@@ -23,6 +23,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; }
+td:not(:nth-child(10)) { white-space: nowrap; }  /* the tenth of a run is its error */
 th { border-bottom: 2px solid #444; vertical-align: bottom; }
 tr:has(td:first-child:not(:empty)) td { border-top: 1px solid #888; }
 img { max-width: 100%; }

@@ -167,8 +167,7 @@ def _draw_ap_curves(rows: Sequence["Row"]) -> Figure:
         low_high = [list(map(min, values)), list(map(max, values))]
         means = [sum(v) / len(v) for v in values]
         _draw_curve(axes, row.loss, row.label, shared, means, low_high, (1.6, 5))
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
+        axes.update_datalim([(0, 0)])  # both axes begin at 0
 
     return _draw_by_task(rows, curves_of, draw, "iteration")
 

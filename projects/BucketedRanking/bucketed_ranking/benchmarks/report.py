@@ -139,8 +139,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if others:
         found = ", ".join(dict.fromkeys(str(row.images_per_ranking or "unknown") for row in others))
         notes.append(
-            f"Not compared with the paper, whose rankings span {IMAGES_PER_RANKING} images: "
-            f"{len(others)} rows whose rankings span another number ({found})."
+            f"Not compared with the paper, whose rankings span {IMAGES_PER_RANKING} images, are "
+            f"rows whose rankings span another number ({found})."
         )
     return notes
 
