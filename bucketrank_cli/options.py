@@ -17,6 +17,30 @@ ConfigOptions = Annotated[
 ]
 
 
+def whole_numbers(text: str, option: str, at_least: int = 1) -> list[int]:
+    """Whole numbers from "100,1e6", each once.
+
+    Raises:
+        BucketRankError: there is none, or one of them is not a whole number or too small.
+    """
+    from bucketed_ranking.errors import BucketRankError
+
+    numbers = []
+    for word in text.split(","):
+        try:
+            value = float(word)
+            count = int(value)
+        except (ValueError, OverflowError):
+            value, count = 0.0, at_least - 1
+        if count < at_least or count != value:
+            raise BucketRankError(
+                f"{option} takes whole numbers from {at_least} on by commas, such as 1,20,1e6, not "
+                f"{word.strip()!r}."
+            )
+        numbers.append(count)
+    return list(dict.fromkeys(numbers))
+
+
 def say(sentence: str, style: str | None = None) -> None:
     """Print a line, never folded: paths and commands stay whole to be copied."""
     from rich.console import Console

@@ -1,11 +1,18 @@
 """`bucketrank table`."""
 
+import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, say
+from .options import ConfigOptions, Device, say, whole_numbers
+
+
+class Profile(StrEnum):
+    default = "default"
+    paper = "paper"
 
 
 def table(
@@ -26,15 +33,22 @@ def table(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds by commas.")] = "1",
     profile: Annotated[
-        str, typer.Option(help="paper: exactly the rows of the published table.")
-    ] = "default",
+        Profile, typer.Option(help="paper: exactly the rows of the published table.")
+    ] = Profile.default,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the table; left out, results/DATASET.")
     ] = None,
     gpus: Annotated[
         int | None, typer.Option(min=0, help="GPUs to spread the cells over; left out, all.")
     ] = None,
-    gpus_per_cell: Annotated[int, typer.Option(min=1, help="GPUs of each cell.")] = 1,
+    gpus_per_cell: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="GPUs of each cell; left out, 1, with --profile paper the paper's 4. A ranking "
+            "spans the images of one GPU.",
+        ),
+    ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Without GPUs: cells at a time, sharing the cores.")
     ] = 1,
@@ -58,7 +72,11 @@ def table(
     ] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="With --timing: pictures a step; left out, the config's."),
+        typer.Option(
+            min=1,
+            help="With --timing: pictures a step; left out, the config's. 4 is what each GPU had "
+            "in the paper.",
+        ),
     ] = None,
     image_size: Annotated[
         str, typer.Option(help="With --timing: height x width of the pictures.")
@@ -72,56 +90,66 @@ def table(
     from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Training a table")
-    from bucketed_ranking.tables import job
-    from bucketed_ranking.tables.grid import Request, default_output
-    from bucketed_ranking.tables.timing import DEFAULT_OUTPUT, TimingRequest, parse_size
+    from bucketed_ranking.benchmarks import table as job
+    from bucketed_ranking.benchmarks import training_steps
+    from bucketed_ranking.benchmarks.cells import EMBEDDED_DATASET, plan
 
     console = Console()
-    folder = output or (DEFAULT_OUTPUT if timing else default_output(dataset, profile))
+    paper = profile is Profile.paper
+    name = "timing" if timing else dataset or ("paper" if paper else EMBEDDED_DATASET)
+    folder = output or Path("results") / name
     if report_only:
         job.report(folder, console)
         return
+    chosen = {
+        "detectors": _words(detectors),
+        "losses": _words(losses),
+        "options": options or [],
+        "device": device,
+    }
     if timing:
-        request = TimingRequest(
-            output=folder,
-            detectors=_words(detectors),
-            losses=_words(losses),
-            batch_size=batch_size,
-            image_size=parse_size(image_size),
-            steps=steps,
-            options=tuple(options or ()),
-            device=device,
-        )
-        job.run_timing(request, console)
+        training_steps.time_detectors(
+            folder, batch_size=batch_size, image_size=_size(image_size), steps=steps,
+            console=console, **chosen,
+        )  # fmt: skip
+        job.report(folder, console)
         return
-    request = Request(
-        output=folder,
-        dataset=dataset,
-        detectors=_words(detectors),
-        losses=_words(losses),
-        seeds=job.parse_seeds(seeds),
-        profile=profile,
-        options=tuple(options or ()),
-        device=device,
-    )
     here = not dry_run and emit_jobs is None
-    room = job.choose_room(gpus, gpus_per_cell, jobs, device, here=here)
+    places = job.choose_places(gpus, gpus_per_cell, jobs, device, paper=paper, here=here)
+    cells = plan(
+        folder,
+        dataset=dataset,
+        seeds=whole_numbers(seeds, "--seeds", at_least=0),
+        paper=paper,
+        processes=max(1, len(places[0].gpus)),
+        **chosen,
+    )
     if dry_run:
-        job.show_plan(request, room, console)
+        job.show_plan(cells, folder, places, console)
     elif emit_jobs is not None:
-        count = job.write_jobs(request, room, emit_jobs)
+        count = job.write_jobs(cells, folder, emit_jobs)
         say(
             f"{count} commands are in {emit_jobs}; afterwards `bucketrank table --report-only "
             f"--output {folder}` collects them."
         )
     else:
-        outcome = job.run(request, room, console)
-        if outcome.stopped:
+        stopped, failed = job.run(cells, folder, places, console)
+        if stopped:
             say("Stopped; the cells under way have saved a checkpoint. The same command goes on.")
             raise typer.Exit(130)
-        if outcome.failed:
-            say(f"{outcome.failed} cells failed; the same command tries them again.")
+        if failed:
+            say(f"{failed} cells failed; the same command tries them again.")
             raise typer.Exit(1)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Height and width of "800x1333"."""
+    from bucketed_ranking.errors import BucketRankError
+
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip())
+    if match is None:
+        raise BucketRankError(f"--image-size takes HEIGHTxWIDTH, such as 800x1333, not {text!r}.")
+    return int(match[1]), int(match[2])
 
 
 def _words(text: str | None) -> tuple[str, ...] | None:

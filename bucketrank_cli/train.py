@@ -41,6 +41,10 @@ def train(
         int | None, typer.Option(min=0, help="Seed of everything random; left out, a random one.")
     ] = None,
     device: Device = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Measure how long the losses take, into results.json."),
+    ] = False,
 ) -> None:
     """Train a detector with a ranking loss and evaluate it."""
     from bucketed_ranking.detectron2_setup import require_detectron2
@@ -65,7 +69,7 @@ def train(
         f"device {cfg.MODEL.DEVICE}, seed {cfg.SEED}, into {cfg.OUTPUT_DIR}"
     )
     try:
-        results = runs.train(cfg, resume=resume, num_gpus=num_gpus)
+        results = runs.train(cfg, resume=resume, num_gpus=num_gpus, profile=profile)
     except runs.TrainingInterruptedError as stop:
         say(
             f"Stopped after iteration {stop.iteration}; the checkpoint is saved. The same command "

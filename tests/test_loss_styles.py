@@ -1,8 +1,8 @@
 """How losses look in plots."""
 
+from bucketed_ranking.benchmarks.loss_cases import ALL_LOSSES
 from bucketed_ranking.config import SCORE_LOSS
 from bucketed_ranking.loss_styles import LABELS, style_of
-from bucketed_ranking.profiling.steps import ALL_LOSSES
 
 
 def test_every_loss_has_a_label():

@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bucketrank_cli.main import app
+from bucketrank_cli.profile_loss import print_profile
+from tests.benchmarks import given
 
 SMALL = [
     "profile-loss", "--device", "cpu", "--losses", "rs,rs-exact,focal", "--positives", "5",
@@ -39,15 +42,17 @@ def test_what_is_skipped_is_printed(tmp_path):
     [
         (["--losses", "dice"], "There is no loss 'dice'"),
         (["--negatives", "lots"], "--negatives takes whole numbers"),
-        (["--regime", "late"], "--regime is one of start, trained or both"),
-        (["--dtype", "int8"], "--dtype is one of"),
+        (["--positives", "0"], "--positives takes whole numbers from 1 on"),
+        (["--positives", "1.5,2"], "not '1.5'"),
+        (["--regime", "late"], "'late' is not one of 'start', 'trained', 'both'"),
+        (["--dtype", "int8"], "'int8' is not one of 'float32'"),
         (["SOLVER.MAX_ITER", "3"], "they go with --from-training CONFIG"),
     ],
 )
 def test_what_a_user_can_mend_is_said(tmp_path, arguments, sentence):
     result = CliRunner().invoke(app, [*SMALL, *arguments, "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert sentence in result.stderr
+    assert sentence in " ".join(result.stderr.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
 
 
@@ -65,3 +70,13 @@ def test_it_works_without_detectron2_but_for_training(tmp_path):
     done = subprocess.run([*run, *training], capture_output=True, text=True)
     assert done.returncode == 2
     assert "needs detectron2" in done.stderr
+
+
+def test_the_table_fits_80_columns_and_says_why_something_is_missing(capsys):
+    print_profile(given.profile(), Console(width=80))
+    text = capsys.readouterr().out
+    assert f"ap skipped: {given.TOO_SLOW}" in text
+    assert "Some CPU, 2 threads" in text
+    assert "8,000" in text
+    assert "[1000, 1]" in text
+    assert max(map(len, text.split("ms: forward")[0].splitlines())) <= 80

@@ -91,7 +91,8 @@ def test_failure_interruption_and_resume(blobs, tmp_path):
     assert (first / "results.json").stat().st_mtime_ns == finished
     content = json.loads((output / "table.json").read_text())
     for cell in content["cells"]:
-        assert cell["metrics"]["bbox"]["AP"] is not None
+        assert cell["bbox_AP"] is not None
+        assert cell["images_per_ranking"] == 2
         assert cell["seconds_per_iteration"] > 0
         if cell["name"] != first.name:  # too few iterations were left to time its losses
             assert 0 < cell["classification_loss_share"] < 1
@@ -110,7 +111,7 @@ def test_dry_run_and_jobs_write_no_run(blobs, tmp_path):
     assert result.exit_code == 0, result.output
     assert "retinanet_tiny-brs-seed1" in result.output
     assert "4 cells into" in result.output
-    assert "a few steps" in result.output
+    assert "4 cells that take as long as the first ones will show" in result.output
     assert not output.exists()
 
     result = invoke(*arguments(blobs, output, "--emit-jobs", str(jobs)))
@@ -136,5 +137,23 @@ def test_without_the_data_of_any_cell(tmp_path):
     assert result.exit_code == 0, result.output
     assert "not in this version" in result.output
     # The paper's own time stands in: 90,000 iterations of 0.17 s, evaluations.
+    assert "The paper's rankings span 4 images, here 16" in result.output
     (line,) = [x for x in result.output.splitlines() if x.startswith("faster_rcnn_R_50_FPN_1x-brs")]
-    assert re.search(r"90000 +5\.\d h +published, 4 A100", line)
+    assert re.search(r"90000 +16 +5\.\d h +published, 4 A100", line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--timing", "--image-size", "800"], "--image-size takes HEIGHTxWIDTH"),
+        (["--timing", "--image-size", "0x5"], "--image-size takes HEIGHTxWIDTH"),
+        (["--profile", "papers"], "'papers' is not one of 'default', 'paper'"),
+        (["--seeds", "1,x"], "--seeds takes whole numbers from 0 on"),
+        (["--seeds", "-1"], "--seeds takes whole numbers from 0 on"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_sentence(tmp_path, arguments, sentence):
+    result = invoke("table", *arguments, "--output", str(tmp_path / "table"))
+    assert result.exit_code == 2
+    assert sentence in " ".join(result.output.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())

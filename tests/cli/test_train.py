@@ -50,6 +50,22 @@ def run_dir(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_losses_are_measured_when_asked_for(cells, run_dir, tmp_path):
+    before = json.loads((run_dir / "results.json").read_text())
+    assert before["images_per_ranking"] == 2
+    names = ("loss_ms_per_iteration", "classification_loss_ms_per_iteration")
+    assert [before[name] for name in names] == [None, None]
+    arguments = ["--dataset", "cells", "--loss", "brs", "--seed", "3", "--output", tmp_path / "run"]
+    result = invoke(
+        "train", "retinanet_tiny", *arguments, "--profile", *SHORT, "SOLVER.MAX_ITER", "21"
+    )
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    losses, classification = (results[name] for name in names)
+    assert 0 < classification < losses < 1000 * 10
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["images_per_ranking"] == 2
+
+
 def test_train_refuses_to_overwrite(run_dir):
     result = invoke("train", "retinanet_tiny", "--dataset", "cells", "--output", run_dir, *SHORT)
     assert result.exit_code == 2

@@ -7,6 +7,12 @@ paper's own. Where the paper and its repository differ, the paper's number stand
 
 from dataclasses import dataclass
 
+TASKS = {"bbox": "box", "segm": "mask"}
+"""What AP is of, by Detectron2's names."""
+
+IMAGES_PER_RANKING = 4
+"""A batch of 16 on 4 GPUs: each process ranks its own images."""
+
 
 @dataclass(frozen=True)
 class PublishedRow:

@@ -37,7 +37,7 @@ def train_losses(
         run_dir = output / f"{CONFIG}-{loss}"
         cfg.OUTPUT_DIR, cfg.SEED = str(run_dir), seed
         if not runs.is_finished(run_dir, cfg.SOLVER.MAX_ITER):
-            runs.train(cfg, resume=runs.is_run(run_dir))
+            runs.train(cfg, resume=runs.is_run(run_dir), profile=True)
         results[loss] = runs.read_json(run_dir / runs.RESULTS)
     return results
 

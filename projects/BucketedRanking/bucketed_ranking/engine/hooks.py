@@ -4,25 +4,17 @@ import json
 import signal
 import statistics
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.engine import HookBase
-from detectron2.layers import cat, cross_entropy
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from fvcore.nn import sigmoid_focal_loss_jit
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from ..criterion import RankingCriterion
 
@@ -75,141 +67,6 @@ class StepTimer(HookBase):
         """Median over the steps after warm-up; None where there were no more."""
         measured = self.seconds[self.warm_up :]
         return statistics.median(measured) if measured else None
-
-
-class LossTimer(HookBase):
-    """Milliseconds that the losses cost, forward and backward, and the classification loss alone.
-
-    Every `period` iterations the arguments of each head's `losses` method are kept, and the method
-    is run once more on detached copies, forward and backward, on its own: what the losses cost,
-    without the network, matching labels or sampling. The box loss is part of it, the mask loss is
-    not: Detectron2's mask head computes it within its forward pass. The same is done with the
-    classification loss alone, from the logits of a head in one tensor to their gradient.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        device: str,
-        period: int = 20,
-        warm_up: int = WARM_UP_ITERATIONS,
-    ):
-        self.synchronise = torch.cuda.synchronize if device.startswith("cuda") else _nothing
-        self.period, self.warm_up = period, warm_up
-        self.milliseconds: list[float] = []
-        self.classification_milliseconds: list[float] = []
-        heads = (DenseDetector, RPN, FastRCNNOutputLayers)
-        self.heads = [m for m in unwrap(model).modules() if isinstance(m, heads)]
-        self.rankings = [criterion.loss for criterion in ranking_criteria(model).values()]
-
-    def before_step(self) -> None:
-        self.calls: list[_Call] = []
-        self.classifications: list[_Call] = []
-        iteration = self.trainer.iter - self.trainer.start_iter
-        if iteration >= self.warm_up and iteration % self.period == 0:
-            for head in self.heads:
-                _record(head, "losses", self.calls)
-            for ranking in self.rankings:
-                _record(ranking, "forward_indexed", self.classifications)
-
-    def after_step(self) -> None:
-        for head in self.heads:
-            head.__dict__.pop("losses", None)
-        for ranking in self.rankings:
-            ranking.__dict__.pop("forward_indexed", None)
-        if self.calls:
-            classifications = self.classifications + [
-                _classification(call)
-                for call in self.calls
-                if not hasattr(call.module, "criterion")
-            ]
-            self.milliseconds.append(sum(map(self._time, self.calls)))
-            self.classification_milliseconds.append(sum(map(self._time, classifications)))
-        self.calls, self.classifications = [], []
-
-    def _time(self, call: "_Call") -> float:
-        # RetinaNet keeps a running mean of the number of positives; timing must not move it.
-        normalizer = call.module.__dict__.get("loss_normalizer")
-        arguments, options = _detached(call.arguments), _detached(call.options)
-        self.synchronise()
-        start = time.perf_counter()
-        sum(call.losses(*arguments, **options).values()).backward()
-        self.synchronise()
-        elapsed = 1000 * (time.perf_counter() - start)
-        if normalizer is not None:
-            call.module.loss_normalizer = normalizer
-        return elapsed
-
-    def median_milliseconds(self) -> float | None:
-        """Median over the measured iterations; None where there were none."""
-        return statistics.median(self.milliseconds) if self.milliseconds else None
-
-    def median_classification_milliseconds(self) -> float | None:
-        """The same of the classification loss alone."""
-        measured = self.classification_milliseconds
-        return statistics.median(measured) if measured else None
-
-
-class _Call(NamedTuple):
-    """A call of a function of `module` that returns losses by name."""
-
-    module: nn.Module
-    losses: Callable[..., dict[str, Tensor]]
-    arguments: tuple
-    options: dict[str, Any]
-
-
-def _record(module: nn.Module, method: str, calls: list[_Call]) -> None:
-    """Keep every call of the method, until the attribute that this sets is removed."""
-    losses = getattr(module, method)
-
-    def record_and_call(*arguments, **options):
-        calls.append(_Call(module, losses, arguments, options))
-        return losses(*arguments, **options)
-
-    setattr(module, method, record_and_call)
-
-
-def _classification(call: _Call) -> _Call:
-    """The classification part of a call of a score-based head's `losses`, which has no name."""
-    head = call.module
-    if isinstance(head, FastRCNNOutputLayers):
-        (logits, _), proposals = call.arguments
-        labels = cat([each.gt_classes for each in proposals])
-        loss = head.sigmoid_cross_entropy_loss if head.use_sigmoid_ce else cross_entropy
-    elif isinstance(head, RPN):
-        _, logits, gt_labels, *_ = call.arguments
-        logits, labels, loss = cat(logits, dim=1), torch.stack(gt_labels), _objectness_loss
-    else:
-        _, logits, gt_labels, *_ = call.arguments
-        logits, labels = cat(logits, dim=1).flatten(0, 1), torch.stack(gt_labels).flatten()
-        loss = partial(_focal_loss, alpha=head.focal_loss_alpha, gamma=head.focal_loss_gamma)
-    return _Call(head, lambda *tensors: {"loss_cls": loss(*tensors)}, (logits, labels), {})
-
-
-def _objectness_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """As :meth:`RPN.losses`."""
-    valid = labels >= 0
-    targets = labels[valid].to(torch.float32)
-    return F.binary_cross_entropy_with_logits(logits[valid], targets, reduction="sum")
-
-
-def _focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """As :meth:`RetinaNet.losses`."""
-    valid = labels >= 0
-    targets = F.one_hot(labels[valid], logits.shape[1] + 1)[:, :-1].to(logits.dtype)
-    return sigmoid_focal_loss_jit(logits[valid], targets, alpha=alpha, gamma=gamma, reduction="sum")
-
-
-def _detached(value: Any) -> Any:
-    """The same nest of lists, tuples and dicts with tensors that are leaves of their own graph."""
-    if isinstance(value, Tensor):
-        return value.detach().requires_grad_(value.requires_grad)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_detached(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _detached(item) for key, item in value.items()}
-    return value
 
 
 def _nothing() -> None:

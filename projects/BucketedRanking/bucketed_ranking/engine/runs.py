@@ -28,6 +28,7 @@ from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
 from .evaluation import write_results
 from .hooks import TrainingInterruptedError
+from .loss_profiler import summarise_samples
 from .setup import default_config, flatten
 from .trainer import Trainer
 
@@ -41,6 +42,7 @@ _DIVERGED = (
     "Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or clip gradients "
     "(SOLVER.CLIP_GRADIENTS.ENABLED True)."
 )
+_RECORDED_PACKAGES = ("torchvision", "detectron2", "numpy", "faster-coco-eval")
 _LOGGERS = ("detectron2", "fvcore", "bucketed_ranking")
 
 
@@ -103,11 +105,20 @@ def is_finished(run_dir: Path, max_iter: int) -> bool:
     return record["state"] == "finished" and record["iterations"] >= max_iter
 
 
-def config_hash(cfg: CfgNode) -> str:
+def images_per_ranking(cfg: CfgNode, processes: int) -> int:
+    """How many images one ranking spans: those that one process has of a batch.
+
+    It decides what is optimised, and how long a loop takes.
+    """
+    return cfg.SOLVER.IMS_PER_BATCH // processes
+
+
+def config_hash(cfg: CfgNode, processes: int = 1) -> str:
     """A short hash of what decides a run's result but its seed.
 
-    It is over the keys that differ from their defaults, so that a new key changes no hash; the
-    folder and the device are left out.
+    It is over the keys that differ from their defaults, so that a new key changes no hash, and over
+    the images of a ranking where several processes share a batch. The folder and the device are
+    left out.
     """
     defaults = default_config()
     cfg = cfg.clone()
@@ -119,6 +130,8 @@ def config_hash(cfg: CfgNode) -> str:
         for key, value in sorted(flatten(cfg).items())
         if key not in before or repr(before[key]) != repr(value)
     ]
+    if processes > 1:
+        changed.append(f"images_per_ranking: {images_per_ranking(cfg, processes)}")
     return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:12]
 
 
@@ -143,7 +156,9 @@ def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:
         cfg.SEED = random.SystemRandom().randrange(2**31)
 
 
-def train(cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1) -> dict[str, Any]:
+def train(
+    cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1, profile: bool = False
+) -> dict[str, Any]:
     """Train a detector, evaluate it, and leave everything in cfg.OUTPUT_DIR.
 
     The folder holds config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints,
@@ -153,6 +168,7 @@ def train(cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1) -> dict[str,
         cfg: see :func:`load_config` and :func:`configure_datasets`; SEED must be set.
         resume: go on with the run in cfg.OUTPUT_DIR.
         num_gpus: processes, one a GPU; one process on the CPU.
+        profile: measure how long the losses take; see :mod:`.loss_profiler`.
 
     Returns:
         The content of results.json.
@@ -169,7 +185,7 @@ def train(cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1) -> dict[str,
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(cfg.dump())
     try:
-        launch(_train_worker, num_gpus, dist_url="auto", args=(cfg, resume))
+        launch(_train_worker, num_gpus, dist_url="auto", args=(cfg, resume, profile))
     except ProcessRaisedException as error:
         # Several processes: the exception itself stays in the one that raised it.
         record = read_json(output / RECORD)
@@ -183,7 +199,8 @@ def train(cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1) -> dict[str,
     return read_json(output / RESULTS)
 
 
-def _train_worker(cfg: CfgNode, resume: bool) -> None:
+def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
+    processes = comm.get_world_size()
     output = Path(cfg.OUTPUT_DIR)
     datasets = {name: register(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     with run_logging(output):
@@ -195,13 +212,14 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             "identity": _identity(cfg),
             "command": sys.argv,
             "seed": cfg.SEED,
-            "config_hash": config_hash(cfg),
+            "config_hash": config_hash(cfg, processes),
             "device": cfg.MODEL.DEVICE,
             "device_name": device_name(cfg.MODEL.DEVICE),
             "threads": torch.get_num_threads(),
-            "processes": comm.get_world_size(),
-            "started": _now(),
-            "versions": installed_versions("torchvision", "detectron2", "numpy", "pycocotools"),
+            "processes": processes,
+            "images_per_ranking": images_per_ranking(cfg, processes),
+            "started": now(),
+            "versions": installed_versions(*_RECORDED_PACKAGES),
             "git_commit": git_commit(),
             **_classes(cfg.DATASETS.TRAIN[0]),
             "datasets": {name: info.as_dict() for name, info in datasets.items()},
@@ -210,7 +228,8 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             "state": "training",
         }
         write_results(output / RECORD, record)
-        trainer = Trainer(cfg, Console() if comm.is_main_process() else None)
+        console = Console() if comm.is_main_process() else None
+        trainer = Trainer(cfg, console, profile=profile)
         trainer.resume_or_load(resume)
         try:
             trainer.train()
@@ -232,7 +251,7 @@ def _train_worker(cfg: CfgNode, resume: bool) -> None:
             raise
         finally:
             record["iterations"] = min(trainer.iter, trainer.max_iter)
-            record["ended"] = _now()
+            record["ended"] = now()
             record["unreadable_images"] = sorted(trainer.unreadable_images)
             write_results(output / RECORD, record)
         write_results(output / RESULTS, _results(cfg, trainer))
@@ -248,16 +267,16 @@ def _classes(dataset: str) -> dict[str, list]:
 
 def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
     seconds = trainer.step_timer.median_seconds()
+    times = summarise_samples(trainer.loss_profiler.samples if trainer.loss_profiler else [])
     latest = trainer.storage.latest()
     return {
         "loss": cfg.MODEL.RANKING.LOSS,
         "dataset": cfg.DATASETS.TEST[-1],
         "iterations": trainer.max_iter,
         "seconds_per_iteration": seconds,
-        "loss_ms_per_iteration": trainer.loss_timer.median_milliseconds(),
-        "classification_loss_ms_per_iteration": (
-            trainer.loss_timer.median_classification_milliseconds()
-        ),
+        "images_per_ranking": images_per_ranking(cfg, comm.get_world_size()),
+        "loss_ms_per_iteration": times["loss_ms"],
+        "classification_loss_ms_per_iteration": times["classification_loss_ms"],
         "peak_memory_bytes": _peak_memory(cfg.MODEL.DEVICE),
         "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds if seconds else None,
         "final_losses": {k: float(v) for k, (v, _) in latest.items() if k.startswith("loss_")},
@@ -278,7 +297,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") + "."
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as records have it: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -19,7 +19,6 @@ from .checkpoint import SafeCheckpointer
 from .data_loader import build_train_loader
 from .evaluation import evaluate_model
 from .hooks import (
-    LossTimer,
     ProgressLine,
     SaveOnInterrupt,
     SeedEachIteration,
@@ -27,6 +26,7 @@ from .hooks import (
     drop_metrics_after,
     unwrap,
 )
+from .loss_profiler import LossProfiler
 
 
 class Trainer(DefaultTrainer):
@@ -35,10 +35,14 @@ class Trainer(DefaultTrainer):
     Args:
         cfg: a full config with SEED set and its data sets registered.
         console: shows the progress; None shows nothing.
+        profile: measure the losses; see :mod:`.loss_profiler`.
     """
 
-    def __init__(self, cfg: CfgNode, console: Console | None = None):
+    def __init__(self, cfg: CfgNode, console: Console | None = None, *, profile: bool = False):
         self._console = console
+        self.loss_profiler: LossProfiler | None = None
+        if profile and comm.is_main_process():
+            self.loss_profiler = LossProfiler(cfg.MODEL.DEVICE, cfg.SOLVER.MAX_ITER)
         super().__init__(cfg)
         self.checkpointer = SafeCheckpointer(
             self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -90,8 +94,9 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
         self.step_timer = StepTimer(cfg.MODEL.DEVICE)
-        self.loss_timer = LossTimer(self._trainer.model, cfg.MODEL.DEVICE)
-        first = [self.step_timer, SeedEachIteration(cfg.SEED), self.loss_timer]
+        first = [self.step_timer, SeedEachIteration(cfg.SEED)]
+        if self.loss_profiler is not None:
+            first.append(self.loss_profiler)
         self._progress = None
         if self._console is not None:
             title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"

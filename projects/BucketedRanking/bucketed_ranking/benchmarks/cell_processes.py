@@ -1,0 +1,229 @@
+"""Runs the cells of a table, each in a process of its own, as many at a time as have a place."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from types import FrameType
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from ..engine import runs
+from ..engine.run_records import Record, iterations_done
+from ..published import TASKS, published
+from . import cell_records as records
+from .cells import Cell
+from .output import ProgressDisplay, in_words, number
+
+_POLL_SECONDS, _SHOW_SECONDS = 0.5, 2.0
+_PLAIN_INTERVAL_S = 60.0
+_INTERRUPTED = 130
+# Starting a process, building the detector, reading the data set.
+_START_SECONDS = 15.0
+# What the evaluations and checkpoints of a run cost beside its training.
+_EVALUATION_SHARE = 0.25
+_STYLES = {records.FAILED: "bold red", records.OBSTRUCTED: "yellow"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one cell at a time runs.
+
+    Attributes:
+        gpus: indices of the GPUs that are its own; empty on the CPU.
+        threads: of torch, where cells share the cores; None leaves them to torch.
+    """
+
+    gpus: tuple[int, ...] = ()
+    threads: int | None = None
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a process in this place."""
+        environment = dict(os.environ)
+        if self.gpus:
+            given = environment.get("CUDA_VISIBLE_DEVICES")
+            names = given.split(",") if given else list(map(str, range(max(self.gpus) + 1)))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(names[index] for index in self.gpus)
+        if self.threads:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        return environment
+
+
+def make_places(num_gpus: int, gpus_per_cell: int, jobs: int) -> list[Place]:
+    """Places over so many GPUs, or where there are none, for so many cells at a time on the CPU."""
+    if num_gpus:
+        first = range(0, num_gpus - gpus_per_cell + 1, gpus_per_cell)
+        return [Place(tuple(range(start, start + gpus_per_cell))) for start in first]
+    return [Place(threads=None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs))] * jobs
+
+
+class Estimates:
+    """Seconds that cells take: as finished ones of the same detector, else as published."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._finished: list[Record] = []
+        for cell in cells:
+            self.learn(records.read_record(cell))
+
+    def learn(self, record: Record) -> None:
+        """Take account of a finished cell."""
+        if record["state"] == records.FINISHED and record["seconds_per_iteration"]:
+            self._finished.append(record)
+
+    def per_iteration(self, config: str, loss: str) -> tuple[float, str] | None:
+        """Seconds, and in words where they come from; None where nothing is known."""
+        same = [record for record in self._finished if record["config"] == config]
+        for seen, source in (
+            ([record for record in same if record["loss"] == loss], "finished cells"),
+            (same, "finished cells with other losses"),
+        ):
+            if seen:
+                return mean(record["seconds_per_iteration"] for record in seen), source
+        row = published(config, loss)
+        seconds = row and row.seconds_per_iteration
+        return (seconds, "published, 4 A100") if seconds else None
+
+    def seconds(self, cell: Cell) -> float | None:
+        """Seconds that a cell still takes, were it started now; None where nothing is known."""
+        known = self.per_iteration(cell.config, cell.loss)
+        left = cell.max_iter - records.read_record(cell)["iterations"]
+        return _START_SECONDS + known[0] * left * (1 + _EVALUATION_SHARE) if known else None
+
+
+class InterruptedTableError(Exception):
+    """The user or the system stopped the table; the cells under way have saved a checkpoint."""
+
+
+@dataclass
+class _Process:
+    cell: Cell
+    place: Place
+    popen: subprocess.Popen
+    log: TextIO
+    start_iter: int
+    started: float = field(default_factory=time.monotonic)
+
+
+def run_cells(cells: Sequence[Cell], places: Sequence[Place], console: Console) -> None:
+    """Run every cell that is not finished and can be run, and tell how each ended.
+
+    A cell that fails does not stop the others.
+
+    Raises:
+        InterruptedTableError: on SIGINT or SIGTERM, once the cells under way have stopped.
+    """
+    _Pool(cells, places, console).run()
+
+
+class _Pool:
+    """Runs the cells that are neither finished nor obstructed."""
+
+    def __init__(self, cells: Sequence[Cell], places: Sequence[Place], console: Console) -> None:
+        over = (records.FINISHED, records.OBSTRUCTED)
+        known = {cell: records.read_record(cell) for cell in cells}
+        waiting = [cell for cell, record in known.items() if record["state"] not in over]
+        for record in known.values():
+            if record["state"] in over:
+                _tell(console, record)
+        self.waiting, self.free, self.console = waiting, list(places), console
+        self.estimates, self.num_places = Estimates(cells), len(places)
+        self.total, self.done, self.signals = len(waiting), 0, 0
+        self.running: list[_Process] = []
+        self.shown = float("-inf")
+
+    def run(self) -> None:
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {each: signal.signal(each, self._receive) for each in signals}
+        try:
+            with ProgressDisplay(self.total, self.console, _PLAIN_INTERVAL_S) as progress:
+                while self.running or (self.waiting and not self.signals):
+                    while self.waiting and self.free and not self.signals:
+                        self._start(self.waiting.pop(0), self.free.pop(0))
+                    for process in list(self.running):
+                        if process.popen.poll() is not None:
+                            self._end(process)
+                    self._show(progress)
+                    time.sleep(_POLL_SECONDS)
+        finally:
+            for process in self.running:
+                process.popen.kill()
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        if self.signals:
+            raise InterruptedTableError
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """The first signal lets the cells save a checkpoint, the second one ends them."""
+        self.signals += 1
+        for process in self.running:
+            process.popen.send_signal(signal.SIGINT if self.signals == 1 else signal.SIGKILL)
+
+    def _start(self, cell: Cell, place: Place) -> None:
+        cell.log.parent.mkdir(parents=True, exist_ok=True)
+        log = cell.log.open("w")
+        streams = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+        # In a session of its own, so that Ctrl-C reaches it once, through this process.
+        how = {"env": place.environment(), "start_new_session": True, **streams}
+        popen = subprocess.Popen(cell.command(), **how)
+        start_iter = iterations_done(cell.folder, cell.max_iter)
+        self.running.append(_Process(cell, place, popen, log, start_iter))
+
+    def _end(self, process: _Process) -> None:
+        cell, code = process.cell, process.popen.returncode
+        process.log.close()
+        self.running.remove(process)
+        self.free.append(process.place)
+        self.done += 1
+        state = records.read_record(cell)["state"]
+        if self.signals:
+            if not runs.is_run(cell.folder):
+                cell.log.unlink(missing_ok=True)  # stopped before its run had begun
+        elif code not in (0, _INTERRUPTED) and state != records.FAILED:
+            records.write_failure(cell, _death(cell, code))
+        record = records.read_record(cell)
+        self.estimates.learn(record)
+        _tell(self.console, record)
+
+    def _show(self, progress: ProgressDisplay) -> None:
+        if time.monotonic() < self.shown + _SHOW_SECONDS:
+            return
+        self.shown = time.monotonic()
+        left, under_way = [self.estimates.seconds(cell) for cell in self.waiting], []
+        for process in self.running:
+            cell, start = process.cell, process.start_iter
+            iterations = max(iterations_done(cell.folder, cell.max_iter), start)
+            under_way.append(f"{cell.name} {iterations}/{cell.max_iter}")
+            # By its own pace once it has shown one.
+            pace = (time.monotonic() - process.started) / max(1, iterations - start)
+            own = pace * (cell.max_iter - iterations) if iterations > start else None
+            left.append(self.estimates.seconds(cell) if own is None else own)
+        if under_way:
+            known = [seconds for seconds in left if seconds is not None]
+            more = "" if len(known) == len(left) else "at least "
+            time_left = f"{more}{in_words(sum(known) / self.num_places)}" if known else "unknown"
+            text = f"{time_left} left; {', '.join(under_way)}"
+            progress.show(self.done, f"{self.done}/{self.total} cells done, {text}", text)
+
+
+def _death(cell: Cell, code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
+        return f"the process was ended by {name}{hint}"
+    return records.last_line(cell.log) or f"the process ended with exit code {code}"
+
+
+def _tell(console: Console, record: Record) -> None:
+    if record["state"] == records.FINISHED:
+        task = next(task for task in TASKS if f"{task}_AP" in record)
+        seconds = number(record["seconds_per_iteration"], 3)
+        rest = f"{TASKS[task]} AP {number(record[f'{task}_AP'], 1)}, {seconds} s/iteration"
+    else:
+        rest = record["error"] or f"{record['iterations']} of {record['max_iter']} iterations"
+    text = f"{record['name']}: {record['state']}, {rest}"
+    console.print(Text(text, style=_STYLES.get(record["state"], "")), soft_wrap=True)

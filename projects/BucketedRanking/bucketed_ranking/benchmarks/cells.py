@@ -1,0 +1,190 @@
+"""The cells of a table: detectors x losses x seeds, each with the training run behind it."""
+
+import fnmatch
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ..data.registry import split_names
+from ..engine import runs, setup
+from ..errors import BucketRankError
+from ..published import PUBLISHED, published
+from ..zoo import list_configs
+
+EMBEDDED_DATASET = "shapes"
+DEFAULT_DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
+DEFAULT_LOSSES = ("score", "ap", "bap", "rs", "brs", "rs-exact")
+# Of the tiny configs' own 800, so that the default grid is done in 45 minutes on two cores: with
+# 400 it took 48 (docs/results/tables.md).
+EMBEDDED_ITERATIONS = 300
+_EVALUATIONS = 4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a table.
+
+    Attributes:
+        config: the detector, by the name of its config.
+        dataset: a data set with splits; None: the config's own.
+        options: KEY VALUE pairs.
+        folder: where the run is, or will be.
+        processes: one a GPU; one on the CPU.
+        max_iter, images_per_ranking, config_hash: of the run (see `engine.runs`), as far as they
+            are known.
+        obstacle: why the cell cannot be run here; None where it can.
+    """
+
+    config: str
+    loss: str
+    seed: int
+    dataset: str | None
+    options: tuple[str, ...]
+    folder: Path
+    device: str | None = None
+    processes: int = 1
+    max_iter: int = 0
+    images_per_ranking: int | None = None
+    config_hash: str = ""
+    obstacle: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        """Where the output of the cell's process goes: beside the run's own folder."""
+        return self.folder.with_name(f"{self.name}.log")
+
+    def arguments(self) -> list[str]:
+        """What stands after `bucketrank` on the command line of this cell."""
+        words = ["train", self.config, "--loss", self.loss, "--seed", str(self.seed), "--profile"]
+        words += ["--dataset", self.dataset] if self.dataset else []
+        words += ["--output", str(self.folder), "--auto-resume"]
+        words += ["--device", self.device] if self.device else []
+        words += ["--num-gpus", str(self.processes)] if self.processes > 1 else []
+        return [*words, *self.options]
+
+    def command(self) -> list[str]:
+        """The command that runs this cell in a process of its own."""
+        return [sys.executable, "-m", "bucketrank_cli", *self.arguments()]
+
+    def job(self) -> str:
+        """The same as a line for a shell, its output kept where a report looks for errors."""
+        return f"bucketrank {shlex.join(self.arguments())} > {shlex.quote(str(self.log))} 2>&1"
+
+
+def plan(
+    output: Path,
+    *,
+    dataset: str | None = None,
+    detectors: Sequence[str] | None = None,
+    losses: Sequence[str] | None = None,
+    seeds: Sequence[int] = (1,),
+    paper: bool = False,
+    options: Sequence[str] = (),
+    device: str | None = None,
+    processes: int = 1,
+) -> list[Cell]:
+    """The cells of a table, detector by detector.
+
+    A cell that cannot be run here, because its data set or its detector is not there, says why.
+
+    Args:
+        output: folder of the table.
+        dataset: None: the embedded one, or with `paper` each config's own.
+        detectors: names of configs, with * and ? for several; None: see `choose_detectors`.
+        losses: None: `DEFAULT_LOSSES`, or the paper's.
+        paper: only the rows of the paper's table.
+        options: KEY VALUE pairs for every cell.
+        processes: of each cell, one a GPU.
+
+    Raises:
+        BucketRankError: an unknown loss, detector or option, or no such row.
+    """
+    for loss in losses or ():
+        setup.check_loss(loss)
+    if paper:
+        pairs = [
+            (row.config, row.loss, row.options)
+            for row in PUBLISHED
+            if any(fnmatch.fnmatch(row.config, pattern) for pattern in detectors or ["*"])
+            and row.loss in (losses or (row.loss,))
+        ]
+    else:
+        configs = choose_detectors(detectors, dataset)
+        dataset = dataset or EMBEDDED_DATASET
+        pairs = [(config, loss, ()) for config in configs for loss in losses or DEFAULT_LOSSES]
+    if not pairs:
+        raise BucketRankError("No row of the paper's table has these detectors and losses.")
+    cells = []
+    for (config, loss, of_paper), seed in product(pairs, seeds):
+        folder = output / "cells" / f"{config.replace('/', '-')}-{loss}-seed{seed}"
+        chosen = (*of_paper, *options)
+        cell = Cell(config, loss, seed, dataset, chosen, folder, device, processes)
+        cells.append(_complete(cell))
+    return cells
+
+
+def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> list[str]:
+    """The shipped configs that names, with * and ? for several, stand for, in their order.
+
+    Without patterns: those that were made for the data set (the full-size ones on COCO), and where
+    there are none, the two tiny ones.
+
+    Raises:
+        BucketRankError: a pattern matches no config.
+    """
+    if patterns is None:
+        name = split_names(dataset)[0].removesuffix("_train") if dataset else None
+        made_for = [summary.name for summary in list_configs() if summary.dataset == name]
+        return [config for config in made_for if not is_tiny(config)] or list(DEFAULT_DETECTORS)
+    configs = setup.available_configs()
+    chosen: list[str] = []
+    for pattern in patterns:
+        chosen += fnmatch.filter(configs, pattern) or [setup.find_config(pattern).stem]
+    return list(dict.fromkeys(chosen))
+
+
+def is_tiny(config: str) -> bool:
+    """Whether a shipped config is one of the small detectors for a CPU."""
+    path = setup.available_configs().get(config)
+    return path is not None and path.parent.name == "Tiny"
+
+
+def cell_config(cell: Cell) -> CfgNode:
+    """The full config of a cell's run.
+
+    Raises:
+        BucketRankError: its data set is not there, or its batch does not divide over the GPUs.
+    """
+    cfg = setup.load_config(cell.config, loss=cell.loss, options=cell.options, device=cell.device)
+    setup.configure_datasets(cfg, *setup.choose_datasets(cfg, cell.dataset, None, None))
+    if cfg.SOLVER.IMS_PER_BATCH % cell.processes:
+        batch = f"a batch of {cfg.SOLVER.IMS_PER_BATCH}"
+        raise BucketRankError(f"{batch} does not divide over {cell.processes} GPUs.")
+    return cfg
+
+
+def _complete(cell: Cell) -> Cell:
+    """The cell with what its config says, or with its obstacle."""
+    options = list(cell.options)
+    if cell.config not in setup.available_configs() and published(cell.config, cell.loss):
+        return replace(cell, obstacle=f"the detector {cell.config} is not in this version yet")
+    if cell.dataset == EMBEDDED_DATASET and is_tiny(cell.config):
+        options = ["SOLVER.MAX_ITER", str(EMBEDDED_ITERATIONS), *options]
+    cfg = setup.load_config(cell.config, options=options, device="cpu")
+    max_iter, images = cfg.SOLVER.MAX_ITER, runs.images_per_ranking(cfg, cell.processes)
+    if "TEST.EVAL_PERIOD" not in options:
+        options += ["TEST.EVAL_PERIOD", str(-(-max_iter // _EVALUATIONS))]
+    cell = replace(cell, options=tuple(options), max_iter=max_iter, images_per_ranking=images)
+    try:
+        return replace(cell, config_hash=runs.config_hash(cell_config(cell), cell.processes))
+    except BucketRankError as error:
+        return replace(cell, obstacle=str(error))

@@ -1,0 +1,150 @@
+"""How measurements are shown: their progress, tables of strings, and rows as CSV."""
+
+import base64
+import csv
+import html
+import io
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markdown import markdown
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from tabulate import tabulate
+
+Columns = Mapping[str, Callable[[Any], str]]
+"""What a table says of each of its rows, by title."""
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; }
+td:not(:nth-child(10)) { white-space: nowrap; }  /* the tenth of a run is its error */
+th { border-bottom: 2px solid #444; vertical-align: bottom; }
+tr:has(td:first-child:not(:empty)) td { border-top: 1px solid #888; }
+img { max-width: 100%; }
+"""
+
+
+class ProgressDisplay:
+    """Which of `total` steps is under way, in a `with` statement: a live bar on a terminal;
+    elsewhere plain lines, `interval_s` apart at least."""
+
+    def __init__(self, total: int, console: Console, interval_s: float = 5.0) -> None:
+        self._console, self._total, self._begun, self._interval = console, total, 0, interval_s
+        self._printed = float("-inf")
+        text = TextColumn("{task.description}", markup=False)
+        columns = BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), text
+        live = console.is_terminal
+        self._bar = Progress(*columns, console=console, transient=True, disable=not live)
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def advance(self, text: str) -> None:
+        """The step before, if any, is done; the next is called `text`."""
+        self._begun += 1
+        self.show(self._begun - 1, f"{self._begun}/{self._total} {text}", text)
+
+    def show(self, done: int, line: str, text: str) -> None:
+        """So many steps are done; `text` stands beside the bar, `line` where there is none."""
+        self._bar.update(self._task, completed=done, description=text)
+        now = time.monotonic()
+        if self._bar.disable and now - self._printed >= self._interval:
+            self._printed = now
+            say(self._console, line)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of strings with a sentence or two on how to read it.
+
+    The first `left` columns are aligned to the left; with `grouped`, what repeats in the first
+    column is named once.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    title: str = ""
+    note: str = ""
+    left: int = 2
+    grouped: bool = True
+
+    @classmethod
+    def of(cls, rows: Sequence[Any], columns: Columns, *about: str, **how: Any) -> "Table":
+        """A table of what the columns say of each row."""
+        cells = [[of_row(row) for of_row in columns.values()] for row in rows]
+        return cls(list(columns), cells, *about, **how)
+
+    def markdown(self) -> str:
+        """As in GitHub's Markdown, with title and note."""
+        rows = [
+            ["", *row[1:]] if self.grouped and row[0] == before else row
+            for row, before in zip(self.rows, [None, *(row[0] for row in self.rows)], strict=False)
+        ]
+        header, *rows = [
+            [html.escape(text, quote=False).replace("|", "\\|") for text in row]
+            for row in (self.header, *rows)
+        ]
+        return "\n\n".join([f"## {self.title}", self.note, self._format(header, rows, "pipe")])
+
+    def print(self, console: Console) -> None:
+        """On a terminal, never folded or cut."""
+        say(console, self._format(self.header, self.rows, "simple"))
+
+    def _format(self, header: list[str], rows: list[list[str]], style: str) -> str:
+        align = ["left"] * self.left + ["right"] * (len(header) - self.left)
+        return tabulate(rows, header, style, colalign=align, disable_numparse=True)
+
+
+def page(text: str, folder: Path) -> str:
+    """Markdown as one HTML file, with the pictures of a folder inside."""
+
+    def embed(match: re.Match) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    title = html.escape(text.splitlines()[0].lstrip("# "))
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
+    head += f"<style>{_STYLE}</style>"
+    body = re.sub('src="([^"]+)"', embed, markdown(text, extensions=["tables"]))
+    return f"{head}\n{body}\n</html>\n"
+
+
+def say(console: Console, text: str) -> None:
+    """Print a text as it is: not folded, not coloured."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV, their keys as columns; what a row lacks is left empty."""
+    stream = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def number(value: float | None, decimals: int, unit: str = "") -> str:
+    """A number with so many decimals; a dash where it is not known."""
+    return "-" if value is None else f"{value:.{decimals}f}{unit}"
+
+
+def in_words(seconds: float) -> str:
+    """A length of time as people say it: 40 s, 12 min, 3.5 h, 2.1 days."""
+    for limit, unit, name, decimals in (
+        (100, 1, "s", 0), (100 * 60, 60, "min", 0), (48 * 3600, 3600, "h", 1),
+    ):  # fmt: skip
+        if seconds < limit:
+            return f"{seconds / unit:.{decimals}f} {name}"
+    return f"{seconds / 86400:.1f} days"

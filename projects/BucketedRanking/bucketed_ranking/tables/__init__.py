@@ -1,1 +1,0 @@
-"""The grid behind ``make reproduce-table``: its cells, their runs, its report."""
