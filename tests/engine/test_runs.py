@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import comm
 
 from bucketed_ranking.balance import FIRST_FACTOR
 from bucketed_ranking.engine import hooks, runs, setup
@@ -166,6 +167,22 @@ def test_progress_and_evaluations_on_the_way_are_printed(tmp_path, capsys):
     assert "RankingRetinaNet brs 6/6" in printed
     assert "images/s" in printed
     assert "rank " in printed
+
+
+@pytest.mark.usefixtures("blobs")
+def test_every_process_has_its_hooks_in_one_order_and_the_writers_come_last(tmp_path, monkeypatch):
+    cfg = run_config(tmp_path / "run", "TEST.EVAL_PERIOD", "20")
+    cfg.SEED = 1
+
+    def kinds() -> list[str]:
+        return [type(hook).__name__ for hook in Trainer(cfg)._hooks]
+
+    on_main = kinds()
+    assert on_main[-1] == "PeriodicWriter"
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    # What the main process alone has: Detectron2 also saves there alone.
+    alone = ("PeriodicWriter", "PeriodicCheckpointer")
+    assert kinds() == [kind for kind in on_main if kind not in alone]
 
 
 @pytest.mark.usefixtures("blobs")

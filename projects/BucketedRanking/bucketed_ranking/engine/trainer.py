@@ -101,8 +101,7 @@ class Trainer(DefaultTrainer):
         if self._console is not None:
             title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
             self._progress = ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console)
-        # Detectron2 puts the writers last on the main process: what they write comes before them.
-        *middle, last = [
+        built = [
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
             if isinstance(hook, hooks.EvalHook)
             else hook
@@ -111,7 +110,10 @@ class Trainer(DefaultTrainer):
         watch: list[hooks.HookBase] = [SaveOnInterrupt()]
         if self._progress is not None:
             watch.insert(0, self._progress)
-        return [*first, *middle, *watch, last]
+        # The writers, which the main process alone has, come last. All else must come in the same
+        # order on every process: evaluating and agreeing to stop wait for the others.
+        writers = [hook for hook in built if isinstance(hook, hooks.PeriodicWriter)]
+        return [*first, *(hook for hook in built if hook not in writers), *watch, *writers]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """See :meth:`DefaultTrainer.resume_or_load`; also continues the order of the data."""
