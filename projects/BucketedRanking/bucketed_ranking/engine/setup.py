@@ -14,22 +14,7 @@ from ..data.registry import split_names
 from ..environment import choose_device
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES
-from ..zoo import available_configs, find_config
-
-__all__ = [
-    "available_configs",
-    "check_loss",
-    "choose_datasets",
-    "configure_datasets",
-    "default_config",
-    "default_output",
-    "find_config",
-    "flatten",
-    "load_config",
-    "load_run_config",
-    "merge_options",
-    "set_num_classes",
-]
+from ..zoo import available_configs, find_config  # noqa: F401  (callers take both from here)
 
 
 def default_config() -> CfgNode:
@@ -72,13 +57,6 @@ def load_config(
     apply_ranking_recipe(cfg)
     merge_options(cfg, options)
     cfg.MODEL.DEVICE = choose_device(device)
-    return cfg
-
-
-def load_run_config(run_dir: Path) -> CfgNode:
-    """The config that a run was started with, from its folder."""
-    cfg = default_config()
-    cfg.merge_from_file(str(run_dir / "config.yaml"), allow_unsafe=False)
     return cfg
 
 
