@@ -158,7 +158,6 @@ class QualityRetinaNet(RetinaNet):
             cat(pred_qualities, dim=1).flatten()[positives].float(), qualities, reduction="sum"
         )
         sums = torch.stack([qualities.new_tensor(len(positives)), qualities.sum()])
-        # Means over the processes.
         num_positives, total_quality = differentiable_all_reduce(sums) / comm.get_world_size()
         num_positives = num_positives.clamp(min=1)
         total_quality = total_quality.clamp(min=_MIN_DENOMINATOR)
