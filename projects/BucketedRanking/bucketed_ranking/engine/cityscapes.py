@@ -59,7 +59,7 @@ def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
     num_objects = 0
     for image in images:
         for truth in image["groundTruth"][name]:
-            if not (_is_group(truth) or _is_small(truth)):
+            if not _reasons_to_ignore(truth):
                 num_objects += 1
                 found = [p["confidence"] for p in truth["matchedPred"] if _iou(p, truth) > 0.5]
                 # Beside the best, further detections of the object are wrong.
@@ -68,7 +68,7 @@ def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
         for detection in image["prediction"][name]:
             if not any(_iou(truth, detection) > 0.5 for truth in detection["matchedGt"]):
                 ignored = detection["voidIntersection"] + sum(
-                    truth["intersection"] * (_is_group(truth) + _is_small(truth))
+                    truth["intersection"] * _reasons_to_ignore(truth)
                     for truth in detection["matchedGt"]
                 )
                 if ignored <= 0.5 * detection["pixelCount"]:
@@ -81,12 +81,9 @@ def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
     )
 
 
-def _is_group(truth: dict[str, Any]) -> bool:
-    return truth["instID"] < 1000
-
-
-def _is_small(truth: dict[str, Any]) -> bool:
-    return truth["pixelCount"] < 100
+def _reasons_to_ignore(truth: dict[str, Any]) -> int:
+    """Of two: it is a group, it is small."""
+    return (truth["instID"] < 1000) + (truth["pixelCount"] < 100)
 
 
 def _iou(match: dict[str, Any], other: dict[str, Any]) -> float:

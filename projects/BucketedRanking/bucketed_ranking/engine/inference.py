@@ -82,11 +82,7 @@ def build_detector(cfg: CfgNode, weights: str, run_dir: Path | None = None) -> D
 
 
 def newest_checkpoint(run_dir: Path) -> Path:
-    """The newest checkpoint of a run.
-
-    Raises:
-        BucketRankError: there is none yet.
-    """
+    """The newest checkpoint of a run; BucketRankError if there is none yet."""
     last = run_dir / "last_checkpoint"
     if not last.is_file():
         raise BucketRankError(
@@ -96,12 +92,7 @@ def newest_checkpoint(run_dir: Path) -> Path:
 
 
 def load_for_evaluation(
-    source: str,
-    dataset: str | None,
-    *,
-    weights: str | None,
-    device: str | None,
-    options: Sequence[str],
+    source: str, dataset: str | None, *, weights: str | None, **how: Any
 ) -> tuple[Detector, str]:
     """Load a detector and choose the data set to evaluate it on.
 
@@ -109,16 +100,17 @@ def load_for_evaluation(
         source: a run folder, or a config, which needs `dataset` and `weights`.
         dataset: a data set, or a pair of splits, of which the val split is taken; None takes the
             validation data of the run.
-        weights, device, options: see :func:`load_detector`.
+        weights: see :func:`load_detector`.
+        how: "device" and "options" of :func:`load_detector`.
 
     Raises:
         BucketRankError: see :func:`load_detector` and :func:`load_config`; the data set is unknown.
     """
     split = members(dataset)[-1].name if dataset else None
     if Path(source).is_dir():
-        detector = load_detector(source, weights=weights, device=device, options=options)
+        detector = load_detector(source, weights=weights, **how)
         return detector, split or detector.cfg.DATASETS.TEST[0]
-    cfg = load_config(source, device=device, options=options)
+    cfg = load_config(source, **how)
     if split is None or weights is None:
         raise BucketRankError(
             f"To evaluate the config {source}, name a data set (--dataset) and weights (--weights)."
@@ -151,13 +143,11 @@ def evaluate(
     record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
     remembered = record.get("entries", {}).get(dataset)
     info = register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
-    if record:
-        trained = record["class_names"]
-        if list(info.class_names) != trained:
-            raise BucketRankError(
-                f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
-                f"detector in {detector.run_dir} was trained on {', '.join(trained)}."
-            )
+    if record and list(info.class_names) != record["class_names"]:
+        raise BucketRankError(
+            f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
+            f"detector in {detector.run_dir} was trained on {', '.join(record['class_names'])}."
+        )
     if detector.cfg.MODEL.MASK_ON:
         require_masks(info)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -176,11 +166,10 @@ def evaluate(
 
 def best_threshold(run_dir: Path | None) -> float:
     """The score threshold with the best F1 in the evaluation of a run, or the default."""
-    results = run_dir / RESULTS if run_dir else None
-    if results is None or not results.is_file():
+    if run_dir is None or not (run_dir / RESULTS).is_file():
         return DEFAULT_SCORE_THRESHOLD
-    metrics = read_json(results)
-    found = metrics.get("bbox", metrics.get("segm", {})).get("score_threshold")
+    results = read_json(run_dir / RESULTS)
+    found = results.get("bbox", results.get("segm", {})).get("score_threshold")
     return DEFAULT_SCORE_THRESHOLD if found is None else found
 
 
@@ -196,18 +185,16 @@ def predict(
 
     Args:
         detector: loaded from a run folder, which has the names of its classes.
-        images: picture files.
         output_dir: for a PNG of each picture and predictions.json, a list of image_id (from 1, in
             the order of `images`), file_name, category_id, category, bbox (x, y, w, h in pixels),
             score.
-        score_threshold: detections with a lower score are left out.
         on_image: called with each file and the number of objects found in it.
-
-    Raises:
-        BucketRankError: `output_dir` has predictions already.
 
     Returns:
         "predictions": the list; "unreadable": the files that could not be read, and why.
+
+    Raises:
+        BucketRankError: `output_dir` has predictions already.
     """
     if (output_dir / PREDICTIONS).exists():
         raise BucketRankError(
@@ -243,11 +230,7 @@ def predict(
 
 
 def list_images(paths: Sequence[Path]) -> list[Path]:
-    """The picture files in `paths`, which are files and folders of pictures.
-
-    Raises:
-        BucketRankError: a path does not exist, or there is no picture at all.
-    """
+    """Files, and the pictures in folders; BucketRankError if one is missing, or there is none."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():

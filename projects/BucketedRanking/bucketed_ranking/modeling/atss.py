@@ -32,8 +32,6 @@ def atss_match_quality(anchors: list[Boxes], gt_boxes: Boxes, topk: int) -> Tens
         [G, R], -1 where the anchor is no positive of the object.
     """
     all_anchors = Boxes.cat(anchors)
-    if len(gt_boxes) == 0:
-        return all_anchors.tensor.new_zeros(0, len(all_anchors))
     centers, objects = all_anchors.get_centers(), gt_boxes.tensor
     offsets = centers - gt_boxes.get_centers()[:, None]
     _, candidates = smallest_of_each_level(offsets.square().sum(dim=2), anchors, topk)

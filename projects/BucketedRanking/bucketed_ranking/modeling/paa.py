@@ -177,13 +177,9 @@ class PAA(QualityRetinaNet):
         """See :meth:`RetinaNet.inference_single_image`."""
         found = super().inference_single_image(anchors, box_cls, box_delta, image_size)
         if self.score_voting:
+            limits = self.test_score_thresh, self.test_topk_candidates
             candidates = self._decode_multi_level_predictions(
-                anchors,
-                box_cls,
-                box_delta,
-                self.test_score_thresh,
-                self.test_topk_candidates,
-                image_size,
+                anchors, box_cls, box_delta, *limits, image_size
             )
             found.pred_boxes = vote(found, candidates)
         return found
