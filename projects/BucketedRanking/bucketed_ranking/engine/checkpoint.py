@@ -72,11 +72,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def load_all(self, path: str) -> None:
-        """Load the weights of a whole detector; none may be missing.
-
-        Raises:
-            BucketRankError: see :meth:`load`; the weights are of another detector.
-        """
+        """:meth:`load` the weights of a whole detector; BucketRankError if any are missing."""
         self.load(path, checkpointables=[])
         if self.unfitting:
             raise BucketRankError(

@@ -37,7 +37,7 @@ def load_config(
         config: see :func:`find_config`.
         loss: a name of `LOSS_NAMES`, or "score"; None keeps the config's.
         options: KEY VALUE pairs, as on Detectron2's command lines; they override all else.
-        device: "cpu", "cuda", ...; None takes CUDA if there is a GPU.
+        device: see :func:`choose_device`.
 
     Raises:
         BucketRankError: an unknown config, loss, key or device, or a value of the wrong type.
@@ -70,11 +70,7 @@ def check_loss(loss: str) -> None:
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
-    """Merge KEY VALUE pairs into the config.
-
-    Raises:
-        BucketRankError: an odd number of words, an unknown key, a value of the wrong type.
-    """
+    """Merge KEY VALUE pairs; BucketRankError for an odd word, unknown key or wrong type."""
     if len(options) % 2:
         raise BucketRankError(
             f"Config options come in pairs KEY VALUE, but {len(options)} words were given: "
@@ -132,10 +128,9 @@ def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
 def choose_datasets(
     cfg: CfgNode, dataset: str | None, train: str | None, val: str | None
 ) -> tuple[str, str]:
-    """Names of the training and the validation data set.
+    """Names of the training and the validation data set; without arguments, those in `cfg`.
 
     Args:
-        cfg: its DATASETS are taken if no name is given.
         dataset: name of a pair of splits.
         train, val: names of two data sets, instead of `dataset`.
 

@@ -24,10 +24,7 @@ class QualityHead(RetinaNetHead):
 
     @configurable
     def __init__(self, *, input_shape, conv_dims, num_anchors, predict_quality, **kwargs):
-        """
-        Args:
-            predict_quality: whether there is a quality branch.
-        """
+        """See :class:`RetinaNetHead`; `predict_quality` says whether there is a quality branch."""
         shapes = {"input_shape": input_shape, "conv_dims": conv_dims, "num_anchors": num_anchors}
         super().__init__(**shapes, **kwargs)
         self.scales = nn.Parameter(torch.ones(len(input_shape)))
@@ -65,7 +62,6 @@ class QualityRetinaNet(RetinaNet):
         """
         Args:
             topk: how many anchors of each level are candidates for an object.
-            box_loss_weight, quality_loss_weight: factors on these losses.
             kwargs: see :class:`RetinaNet`; its own box loss options have no effect.
         """
         super().__init__(**kwargs)
@@ -133,11 +129,7 @@ class QualityRetinaNet(RetinaNet):
         return labels, boxes
 
     def losses(self, anchors, pred_logits, gt_labels, pred_deltas, gt_boxes, pred_qualities):
-        """See :meth:`RetinaNet.losses`; `pred_qualities` is one [N, Ri, 1] a level.
-
-        Returns:
-            "loss_cls", "loss_box_reg", and the loss of the quality branch by its name.
-        """
+        """See :meth:`RetinaNet.losses`; `pred_qualities` is one [N, Ri, 1] a level."""
         labels = torch.stack(gt_labels).flatten()
         positives = positive_rows(labels, self.num_classes)
         get_event_storage().put_scalar("num_pos_anchors", len(positives) / len(gt_labels))
@@ -180,17 +172,14 @@ class QualityRetinaNet(RetinaNet):
         return scores.logit().flatten(1, 2)
 
 
-def smallest_of_each_level(
-    distances: Tensor, anchors: list[Boxes], topk: int
-) -> tuple[Tensor, Tensor]:
-    """The `topk` smallest entries of every level, by row: [G, R] -> values, indices, both [G, K].
+def smallest_of_each_level(distances: Tensor, anchors: list[Boxes], topk: int) -> Tensor:
+    """Indices of the `topk` smallest entries of every level, by row: [G, R] -> [G, K].
 
     A level of fewer than `topk` anchors gives all of them.
     """
-    values, indices, start = [], [], 0
+    indices, start = [], 0
     for level in distances.split([len(boxes) for boxes in anchors], dim=1):
         found = level.topk(min(topk, level.shape[1]), dim=1, largest=False)
-        values.append(found.values)
         indices.append(found.indices + start)
         start += level.shape[1]
-    return torch.cat(values, dim=1), torch.cat(indices, dim=1)
+    return torch.cat(indices, dim=1)
