@@ -79,7 +79,7 @@ def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
 
 
 def _reasons_to_ignore(truth: dict[str, Any]) -> int:
-    """Of two: it is a group, it is small."""
+    """0 to 2: whether it is a group, and whether it is small; its pixels count for each."""
     return (truth["instID"] < 1000) + (truth["pixelCount"] < 100)
 
 

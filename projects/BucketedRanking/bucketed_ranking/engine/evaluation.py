@@ -35,14 +35,14 @@ class DetectionEvaluator(COCOEvaluator):
     faster-coco-eval gives the numbers of pycocotools and of the package lvis in less time, and
     needs nothing of Detectron2 to be compiled. On LVIS, the results also have APr, APc and APf.
 
-    Beside Detectron2's, the results have the AP of a single class, too, and "score_threshold": that
-    of the best F1 at IoU 0.5, see :func:`best_f1_threshold`.
+    Beside Detectron2's, the results have the AP by class also where there is but one class, and
+    "score_threshold": that of the best F1 at IoU 0.5, see :func:`best_f1_threshold`.
 
     With the task "segm", an object without a mask counts as a crowd, its box as the region.
     """
 
     def __init__(self, dataset_name: str, *, tasks: tuple[str, ...], output_dir: str):
-        """See :class:`COCOEvaluator`; `tasks` are given, as detections to tell them by may lack."""
+        """See :class:`COCOEvaluator`; `tasks` are not left to the detections: there may be none."""
         self._lvis_style = MetadataCatalog.get(dataset_name).evaluator_type == "lvis"
         super().__init__(
             dataset_name,

@@ -70,7 +70,7 @@ def check_loss(loss: str) -> None:
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
-    """Merge KEY VALUE pairs; BucketRankError for an odd word, unknown key or wrong type."""
+    """Merge KEY VALUE pairs; BucketRankError if one is incomplete, unknown or of a wrong type."""
     if len(options) % 2:
         raise BucketRankError(
             f"Config options come in pairs KEY VALUE, but {len(options)} words were given: "
