@@ -113,8 +113,11 @@ def _backbone_weights(weights: dict[str, Any]) -> dict[str, Any]:
     masks, which fit one size of image only.
     """
     if "layers.0.blocks.0.attn.relative_position_bias_table" in weights:
-        left_out = [k for k in weights if k.startswith(("head.", "norm.")) or "attn_mask" in k]
-        return {key: value for key, value in weights.items() if key not in left_out}
+        return {
+            key: value
+            for key, value in weights.items()
+            if not key.startswith(("head.", "norm.")) and not key.endswith("attn_mask")
+        }
     renamed = {}
     if "layer1.0.conv1.weight" in weights:
         for key, value in weights.items():

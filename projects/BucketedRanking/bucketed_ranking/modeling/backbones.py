@@ -20,7 +20,6 @@ from detectron2.modeling.backbone.fpn import (
     LastLevelP6P7,
     build_resnet_fpn_backbone,
 )
-from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, StochasticDepth
 
@@ -46,7 +45,7 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     stages = []
     for index, (out_channels, num_blocks) in enumerate(zip(channels, blocks, strict=True)):
         stage = ResNet.make_stage(
-            BasicBlock,
+            resnet.BasicBlock,
             num_blocks,
             stride_per_block=[1 if index == 0 else 2] + [1] * (num_blocks - 1),
             in_channels=channels[max(index - 1, 0)],
@@ -103,9 +102,8 @@ def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
     )
     # Detectron2's own stochastic depth needs timm; and it misspells this attribute.
     blocks = [block for stage in model.layers for block in stage.blocks]
-    for block, rate in zip(
-        blocks, torch.linspace(0, swin.DROP_PATH_RATE, len(blocks)).tolist(), strict=True
-    ):
+    rates = torch.linspace(0, swin.DROP_PATH_RATE, len(blocks)).tolist()
+    for block, rate in zip(blocks, rates, strict=True):
         block.drop_path = StochasticDepth(rate, mode="row")
     model._size_divisibility = 32
     return model

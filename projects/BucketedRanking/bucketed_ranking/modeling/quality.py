@@ -25,8 +25,9 @@ class QualityHead(RetinaNetHead):
     @configurable
     def __init__(self, *, input_shape, conv_dims, num_anchors, predict_quality, **kwargs):
         """See :class:`RetinaNetHead`; `predict_quality` says whether there is a quality branch."""
-        shapes = {"input_shape": input_shape, "conv_dims": conv_dims, "num_anchors": num_anchors}
-        super().__init__(**shapes, **kwargs)
+        super().__init__(
+            input_shape=input_shape, conv_dims=conv_dims, num_anchors=num_anchors, **kwargs
+        )
         self.scales = nn.Parameter(torch.ones(len(input_shape)))
         if predict_quality:
             self.quality = nn.Conv2d(conv_dims[-1], num_anchors, kernel_size=3, padding=1)

@@ -10,10 +10,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
     select_foreground_proposals,
 )
-from detectron2.modeling.roi_heads.mask_head import (
-    ROI_MASK_HEAD_REGISTRY,
-    MaskRCNNConvUpsampleHead,
-)
+from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
