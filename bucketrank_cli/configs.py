@@ -1,19 +1,14 @@
 """`bucketrank configs`."""
 
 import json
-from typing import Annotated
 
 import typer
 
-from .doctor import Format
+from .doctor import Format, OutputFormat
 from .options import say
 
 
-def configs(
-    output_format: Annotated[
-        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
-    ] = Format.table,
-) -> None:
+def configs(output_format: OutputFormat = Format.table) -> None:
     """List the shipped detectors: task, data set, schedule, and AP as published."""
     from rich.console import Console
     from rich.table import Column, Table

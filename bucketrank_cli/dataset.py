@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .doctor import Format
+from .doctor import Format, OutputFormat
 from .options import say
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="A data set (both its splits), or one split.")]
-OutputFormat = Annotated[
-    Format, typer.Option("--format", help="A table for people, or JSON for programs.")
-]
 
 SEVERITY_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 

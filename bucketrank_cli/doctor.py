@@ -17,10 +17,13 @@ class Format(StrEnum):
     json = "json"
 
 
+OutputFormat = Annotated[
+    Format, typer.Option("--format", help="A table for people, or JSON for programs.")
+]
+
+
 def doctor(
-    output_format: Annotated[
-        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
-    ] = Format.table,
+    output_format: OutputFormat = Format.table,
     install_detectron2: Annotated[
         bool,
         typer.Option(

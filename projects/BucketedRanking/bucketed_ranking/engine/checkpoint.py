@@ -72,11 +72,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def load_all(self, path: str) -> None:
-        """Load the weights of a whole detector; none may be missing.
-
-        Raises:
-            BucketRankError: see :meth:`load`; the weights are of another detector.
-        """
+        """:meth:`load` the weights of a whole detector; BucketRankError if any are missing."""
         self.load(path, checkpointables=[])
         if self.unfitting:
             raise BucketRankError(
@@ -87,7 +83,9 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pkl"):
-            return _from_swin(_from_torchvision(super()._load_file(filename)))
+            checkpoint = super()._load_file(filename)
+            weights = _backbone_weights(checkpoint["model"])
+            return {"model": weights, "matching_heuristics": True} if weights else checkpoint
         with self.path_manager.open(filename, "rb") as file:
             data = _ArrayUnpickler(file, encoding="latin1").load()
         if "model" in data and "__author__" in data:
@@ -108,34 +106,27 @@ class SafeCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
-def _from_torchvision(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Rename the weights of a torchvision ResNet to Detectron2's; others are left alone."""
-    if "layer1.0.conv1.weight" not in checkpoint["model"]:
-        return checkpoint
-    weights = {}
-    for key, value in checkpoint["model"].items():
-        if not key.startswith("fc."):
-            key = key if key.startswith("layer") else f"stem.{key}"
-            for pattern, replacement in _TORCHVISION_NAMES:
-                key = re.sub(pattern, replacement, key)
-            weights[key] = value
-    return {"model": weights, "__author__": "torchvision", "matching_heuristics": True}
+def _backbone_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """A ResNet of torchvision, or a Swin of its own model zoo, by names that Detectron2 matches.
 
-
-def _from_swin(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Take the backbone out of Swin's own checkpoints of ImageNet; others are left alone.
-
-    What remains has Detectron2's names but for the backbone's prefix. Left out are the classifier
-    with the norm before it, and the masks, which fit one size of image only.
+    Empty for all other weights. Left out are the classifiers, the norm before Swin's, and Swin's
+    masks, which fit one size of image only.
     """
-    if "layers.0.blocks.0.attn.relative_position_bias_table" not in checkpoint["model"]:
-        return checkpoint
-    weights = {
-        key: value
-        for key, value in checkpoint["model"].items()
-        if not key.startswith(("head.", "norm.")) and not key.endswith("attn_mask")
-    }
-    return {"model": weights, "__author__": "Swin", "matching_heuristics": True}
+    if "layers.0.blocks.0.attn.relative_position_bias_table" in weights:
+        return {
+            key: value
+            for key, value in weights.items()
+            if not key.startswith(("head.", "norm.")) and not key.endswith("attn_mask")
+        }
+    renamed = {}
+    if "layer1.0.conv1.weight" in weights:
+        for key, value in weights.items():
+            if not key.startswith("fc."):
+                key = key if key.startswith("layer") else f"stem.{key}"
+                for pattern, replacement in _TORCHVISION_NAMES:
+                    key = re.sub(pattern, replacement, key)
+                renamed[key] = value
+    return renamed
 
 
 def adapt_background_column(weights: dict[str, Any], model: dict[str, torch.Tensor]) -> None:

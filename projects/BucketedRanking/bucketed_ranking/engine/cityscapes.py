@@ -54,39 +54,33 @@ def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
         images: what its `matchGtWithPreds` gives for each image.
         name: the class.
     """
-    scores: list[float] = []
-    correct: list[bool] = []
+    found: list[tuple[float, bool]] = []  # score, and whether it is right
     num_objects = 0
     for image in images:
         for truth in image["groundTruth"][name]:
-            if not (_is_group(truth) or _is_small(truth)):
+            if not _reasons_to_ignore(truth):
                 num_objects += 1
-                found = [p["confidence"] for p in truth["matchedPred"] if _iou(p, truth) > 0.5]
+                matched = [p["confidence"] for p in truth["matchedPred"] if _iou(p, truth) > 0.5]
+                matched.sort(reverse=True)
                 # Beside the best, further detections of the object are wrong.
-                scores += sorted(found, reverse=True)
-                correct += [index == 0 for index in range(len(found))]
+                found += [(score, rank == 0) for rank, score in enumerate(matched)]
         for detection in image["prediction"][name]:
             if not any(_iou(truth, detection) > 0.5 for truth in detection["matchedGt"]):
                 ignored = detection["voidIntersection"] + sum(
-                    truth["intersection"] * (_is_group(truth) + _is_small(truth))
+                    truth["intersection"] * _reasons_to_ignore(truth)
                     for truth in detection["matchedGt"]
                 )
                 if ignored <= 0.5 * detection["pixelCount"]:
-                    scores.append(detection["confidence"])
-                    correct.append(False)
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    found = np.cumsum(np.asarray(correct)[order])
-    return Curve(
-        np.asarray(scores)[order], found / np.arange(1, len(order) + 1), found / max(num_objects, 1)
-    )
+                    found.append((detection["confidence"], False))
+    found.sort(key=lambda each: -each[0])
+    scores, correct = np.array(found, dtype=float).reshape(-1, 2).T
+    hits = np.cumsum(correct)
+    return Curve(scores, hits / np.arange(1, len(hits) + 1), hits / max(num_objects, 1))
 
 
-def _is_group(truth: dict[str, Any]) -> bool:
-    return truth["instID"] < 1000
-
-
-def _is_small(truth: dict[str, Any]) -> bool:
-    return truth["pixelCount"] < 100
+def _reasons_to_ignore(truth: dict[str, Any]) -> int:
+    """0 to 2: whether it is a group, and whether it is small; its pixels count for each."""
+    return (truth["instID"] < 1000) + (truth["pixelCount"] < 100)
 
 
 def _iou(match: dict[str, Any], other: dict[str, Any]) -> float:

@@ -1,9 +1,8 @@
 """Training batches that depend on the seed and the iteration alone.
 
-Detectron2's loader starts its stream anew when training resumes and draws augmentations from a
-generator that lives in the worker, so a resumed run sees other images than an uninterrupted one.
-Here the order of batches comes from indices alone, and every image's augmentation is seeded by its
-place in the stream.
+With Detectron2's loader, a resumed run sees other images than an uninterrupted one: its stream
+starts anew, and augmentations are drawn by the workers. Here every image's augmentation is seeded
+by its place in the stream.
 """
 
 import itertools
@@ -33,13 +32,11 @@ UNREADABLE = (OSError, SyntaxError, ValueError, SizeMismatchError)
 
 
 class TrainingBatches(Sampler):
-    """Endless batches of (position in the stream, image index), starting at any iteration.
+    """Endless batches of (position in the stream, image index), without the first `start`.
 
     Args:
         stream: image indices in training order; the same each time it is iterated.
         groups: [number of images]; a batch holds images of one group only.
-        batch_size: images a batch on this process.
-        start: number of batches to leave out.
     """
 
     def __init__(
@@ -135,17 +132,15 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
     mapper = DatasetMapper(cfg, is_train=True)
     if cfg.MODEL.MASK_ON:
         _prepare_masks(dicts, mapper)
-    images = TrainingImages(DatasetFromList(dicts, copy=False), mapper, cfg.SEED)
-    return TrainingLoader(
-        DataLoader(
-            images,
-            batch_sampler=batches,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=trivial_batch_collator,
-            # Its own, so that starting the loader draws nothing from the training's generator.
-            generator=torch.Generator().manual_seed(cfg.SEED),
-        )
+    loader = DataLoader(
+        TrainingImages(DatasetFromList(dicts, copy=False), mapper, cfg.SEED),
+        batch_sampler=batches,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        # Its own, so that starting the loader draws nothing from the training's generator.
+        generator=torch.Generator().manual_seed(cfg.SEED),
     )
+    return TrainingLoader(loader)
 
 
 def _prepare_masks(dicts: list[dict], mapper: DatasetMapper) -> None:

@@ -10,14 +10,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import nn
 
 from ..data.catalog import category_ids, lacks_mask
 from ..data.files import write_atomically
-from ..errors import BucketRankError
 from .cityscapes import CityscapesEvaluator
 from .thresholds import Curve, best_f1_threshold
 
@@ -36,18 +35,14 @@ class DetectionEvaluator(COCOEvaluator):
     faster-coco-eval gives the numbers of pycocotools and of the package lvis in less time, and
     needs nothing of Detectron2 to be compiled. On LVIS, the results also have APr, APc and APf.
 
-    Beside Detectron2's, the results have the AP of every class, also where there is only one, and
+    Beside Detectron2's, the results have the AP by class also where there is but one class, and
     "score_threshold": that of the best F1 at IoU 0.5, see :func:`best_f1_threshold`.
 
     With the task "segm", an object without a mask counts as a crowd, its box as the region.
     """
 
     def __init__(self, dataset_name: str, *, tasks: tuple[str, ...], output_dir: str):
-        """
-        Args:
-            dataset_name, output_dir: see :class:`COCOEvaluator`.
-            tasks: "bbox", "segm"; not left to what the detections hold, as there may be none.
-        """
+        """See :class:`COCOEvaluator`; `tasks` are not left to the detections: there may be none."""
         self._lvis_style = MetadataCatalog.get(dataset_name).evaluator_type == "lvis"
         super().__init__(
             dataset_name,
@@ -118,20 +113,6 @@ def _curves(evaluation: COCOeval_faster) -> Iterator[Curve]:
         yield Curve(score[reached], precision[reached], evaluation.params.recThrs[reached])
 
 
-def build_evaluator(dataset: str, output_dir: Path, tasks: tuple[str, ...]) -> DatasetEvaluator:
-    """The evaluator of "bbox", "segm" that a registered data set's metadata asks for.
-
-    Raises:
-        BucketRankError: there is none for its kind.
-    """
-    kind = MetadataCatalog.get(dataset).evaluator_type
-    if kind in ("coco", "lvis"):
-        return DetectionEvaluator(dataset, tasks=tasks, output_dir=str(output_dir))
-    if kind == "cityscapes_instance":
-        return CityscapesEvaluator(dataset)
-    raise BucketRankError(f"There is no evaluation for '{dataset}', whose kind is {kind!r}.")
-
-
 def evaluate_model(
     cfg: CfgNode,
     model: nn.Module,
@@ -145,22 +126,20 @@ def evaluate_model(
     (coco_instances_results.json, lvis_instances_results.json).
 
     Args:
-        cfg: a full config.
-        model: takes Detectron2's inputs.
-        dataset: a registered name.
-        output_dir: for the detections.
         on_batch: called after each batch with the number done and the total of this process.
 
     Returns:
-        A dict per task ("bbox", "segm"), in percent: AP, AP50, AP75, APs, APm, APl (NaN where
-        there is no ground truth of the kind), "per_class" AP by class name, and
-        "score_threshold", that of the best F1 at IoU 0.5 (see :func:`best_f1_threshold`). On LVIS
-        APr, APc and APf too (rare, common, frequent classes); Cityscapes has AP and AP50 of
-        "segm". Empty on all but the main process.
+        A dict per task ("bbox", "segm"), in percent: METRICS (NaN where there is no ground truth
+        of the kind), "per_class" AP by class name, and "score_threshold", that of the best F1 at
+        IoU 0.5. On LVIS APr, APc and APf too (rare, common, frequent classes); Cityscapes has AP
+        and AP50 of "segm". Empty on all but the main process.
     """
     loader = build_detection_test_loader(cfg, dataset, mapper=DatasetMapper(cfg, is_train=False))
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    evaluator = build_evaluator(dataset, output_dir, tasks)
+    if MetadataCatalog.get(dataset).evaluator_type == "cityscapes_instance":
+        evaluator = CityscapesEvaluator(dataset)
+    else:
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        evaluator = DetectionEvaluator(dataset, tasks=tasks, output_dir=str(output_dir))
     done = itertools.count(1)
     callbacks = {"after_inference": lambda: on_batch(next(done), len(loader))}
     results = inference_on_dataset(model, loader, evaluator, callbacks)
@@ -180,12 +159,6 @@ def _tidy(metrics: dict[str, float]) -> dict[str, Any]:
 def write_results(path: Path, results: Any) -> None:
     """Write `results` as JSON, null for NaN, in one step, on the main process only."""
     if comm.is_main_process():
-        write_atomically(path, json.dumps(_without_nan(results), indent=2) + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        # Python writes NaN, which is no JSON, but calls a function for it when it reads.
+        results = json.loads(json.dumps(results), parse_constant=lambda name: None)
+        write_atomically(path, json.dumps(results, indent=2) + "\n")

@@ -12,20 +12,20 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 from PIL import Image
 from torch import nn
 
 from ..data.catalog import register, require_masks
 from ..data.draw import LabelledBox, draw_boxes, draw_masks
-from ..data.registry import DatasetEntry, list_datasets, split_names
+from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
 from ..errors import BucketRankError
 from .checkpoint import SafeCheckpointer
 from .data_loader import UNREADABLE
 from .evaluation import evaluate_model, write_results
 from .runs import RECORD, RESULTS, is_run, read_json, run_logging
-from .setup import load_config, load_run_config, merge_options, set_num_classes
+from .setup import default_config, load_config, merge_options, set_num_classes
 
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3
@@ -44,43 +44,34 @@ class Detector:
 
 
 def load_detector(
-    source: str,
+    run_dir: str,
     *,
     weights: str | None = None,
     device: str | None = None,
     options: Sequence[str] = (),
-    num_classes: int | None = None,
 ) -> Detector:
-    """Load a detector for evaluation or prediction.
+    """Load the detector of a run.
 
     Args:
-        source: a run folder, or a config, which needs `weights` and `num_classes`.
         weights: path or URL of a checkpoint; None takes the newest of the run.
         device: see :func:`choose_device`.
         options: KEY VALUE pairs that override the config.
-        num_classes: number of classes, where `source` is a config.
 
     Raises:
-        BucketRankError: the run or config does not exist; the weights are missing, unsafe or of
-            another detector.
+        BucketRankError: the run does not exist; the weights are missing, unsafe or of another
+            detector.
     """
-    path = Path(source)
-    if is_run(path):
-        cfg = load_run_config(path)
-        merge_options(cfg, options)
-        cfg.MODEL.DEVICE = choose_device(device)
-        weights = weights or str(newest_checkpoint(path))
-    elif path.is_dir() or num_classes is None:
+    path = Path(run_dir)
+    if not is_run(path):
         raise BucketRankError(
             f"There is no run in {path}: it holds no run.json; name the output folder of a "
             "`bucketrank train`."
         )
-    else:
-        cfg = load_config(source, device=device, options=options)
-        if weights is None:
-            raise BucketRankError(f"To use the config {source}, name its weights with --weights.")
-        set_num_classes(cfg, num_classes)
-    return build_detector(cfg, weights, path if is_run(path) else None)
+    cfg = default_config()
+    cfg.merge_from_file(str(path / "config.yaml"), allow_unsafe=False)
+    merge_options(cfg, options)
+    cfg.MODEL.DEVICE = choose_device(device)
+    return build_detector(cfg, weights or str(newest_checkpoint(path)), path)
 
 
 def build_detector(cfg: CfgNode, weights: str, run_dir: Path | None = None) -> Detector:
@@ -91,11 +82,7 @@ def build_detector(cfg: CfgNode, weights: str, run_dir: Path | None = None) -> D
 
 
 def newest_checkpoint(run_dir: Path) -> Path:
-    """The newest checkpoint of a run.
-
-    Raises:
-        BucketRankError: there is none yet.
-    """
+    """The newest checkpoint of a run; BucketRankError if there is none yet."""
     last = run_dir / "last_checkpoint"
     if not last.is_file():
         raise BucketRankError(
@@ -104,32 +91,32 @@ def newest_checkpoint(run_dir: Path) -> Path:
     return run_dir / last.read_text().strip()
 
 
-def load_for_evaluation(source: str, dataset: str | None, **how: Any) -> tuple[Detector, str]:
+def load_for_evaluation(
+    source: str, dataset: str | None, *, weights: str | None, **how: Any
+) -> tuple[Detector, str]:
     """Load a detector and choose the data set to evaluate it on.
 
     Args:
-        source: a run folder, or a config.
+        source: a run folder, or a config, which needs `dataset` and `weights`.
         dataset: a data set, or a pair of splits, of which the val split is taken; None takes the
             validation data of the run.
-        how: other arguments of :func:`load_detector`.
+        weights: see :func:`load_detector`.
+        how: "device" and "options" of :func:`load_detector`.
 
     Raises:
-        BucketRankError: see :func:`load_detector`; no data set is named for a config.
+        BucketRankError: see :func:`load_detector` and :func:`load_config`; the data set is unknown.
     """
-    if is_run(Path(source)):
-        detector = load_detector(source, **how)
-        return detector, _one_split(dataset) if dataset else detector.cfg.DATASETS.TEST[0]
-    if dataset is None:
-        raise BucketRankError(f"To evaluate with the config {source}, name a data set (--dataset).")
-    name = _one_split(dataset)
-    return load_detector(source, num_classes=register(name).num_classes, **how), name
-
-
-def _one_split(dataset: str) -> str:
-    """`dataset` itself, or, if it names a pair of splits, its val split."""
-    if any(entry.name == dataset for entry in list_datasets()):
-        return dataset
-    return split_names(dataset)[1]
+    split = members(dataset)[-1].name if dataset else None
+    if Path(source).is_dir():
+        detector = load_detector(source, weights=weights, **how)
+        return detector, split or detector.cfg.DATASETS.TEST[0]
+    cfg = load_config(source, **how)
+    if split is None or weights is None:
+        raise BucketRankError(
+            f"To evaluate the config {source}, name a data set (--dataset) and weights (--weights)."
+        )
+    set_num_classes(cfg, register(split).num_classes)
+    return build_detector(cfg, weights), split
 
 
 def default_output(detector: Detector, dataset: str) -> Path:
@@ -156,13 +143,11 @@ def evaluate(
     record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
     remembered = record.get("entries", {}).get(dataset)
     info = register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
-    if record:
-        trained = record["class_names"]
-        if list(info.class_names) != trained:
-            raise BucketRankError(
-                f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
-                f"detector in {detector.run_dir} was trained on {', '.join(trained)}."
-            )
+    if record and list(info.class_names) != record["class_names"]:
+        raise BucketRankError(
+            f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
+            f"detector in {detector.run_dir} was trained on {', '.join(record['class_names'])}."
+        )
     if detector.cfg.MODEL.MASK_ON:
         require_masks(info)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -181,11 +166,10 @@ def evaluate(
 
 def best_threshold(run_dir: Path | None) -> float:
     """The score threshold with the best F1 in the evaluation of a run, or the default."""
-    results = run_dir / RESULTS if run_dir else None
-    if results is None or not results.is_file():
+    if run_dir is None or not (run_dir / RESULTS).is_file():
         return DEFAULT_SCORE_THRESHOLD
-    metrics = read_json(results)
-    found = metrics.get("bbox", metrics.get("segm", {})).get("score_threshold")
+    results = read_json(run_dir / RESULTS)
+    found = results.get("bbox", results.get("segm", {})).get("score_threshold")
     return DEFAULT_SCORE_THRESHOLD if found is None else found
 
 
@@ -201,18 +185,16 @@ def predict(
 
     Args:
         detector: loaded from a run folder, which has the names of its classes.
-        images: picture files.
         output_dir: for a PNG of each picture and predictions.json, a list of image_id (from 1, in
             the order of `images`), file_name, category_id, category, bbox (x, y, w, h in pixels),
             score.
-        score_threshold: detections with a lower score are left out.
         on_image: called with each file and the number of objects found in it.
-
-    Raises:
-        BucketRankError: `output_dir` has predictions already.
 
     Returns:
         "predictions": the list; "unreadable": the files that could not be read, and why.
+
+    Raises:
+        BucketRankError: `output_dir` has predictions already.
     """
     if (output_dir / PREDICTIONS).exists():
         raise BucketRankError(
@@ -248,11 +230,7 @@ def predict(
 
 
 def list_images(paths: Sequence[Path]) -> list[Path]:
-    """The picture files in `paths`, which are files and folders of pictures.
-
-    Raises:
-        BucketRankError: a path does not exist, or there is no picture at all.
-    """
+    """Files, and the pictures in folders; BucketRankError if one is missing, or there is none."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -288,11 +266,9 @@ def detect(detector: Detector, image: np.ndarray) -> Instances:
 
 def labelled_boxes(instances: Instances, class_names: Sequence[str]) -> list[LabelledBox]:
     """Detections (or ground truth, without scores) as boxes to draw."""
-    texts = [class_names[index] for index in instances.pred_classes]
+    classes = instances.pred_classes.tolist()
+    texts = [class_names[index] for index in classes]
     if instances.has("scores"):
         texts = [f"{t} {s:.2f}" for t, s in zip(texts, instances.scores, strict=True)]
-    corners = instances.pred_boxes.tensor
-    sizes = corners[:, 2:] - corners[:, :2]
-    numbers = torch.cat([corners[:, :2], sizes], dim=1).tolist()
-    classes = instances.pred_classes.tolist()
-    return [LabelledBox(*n, c, t) for n, c, t in zip(numbers, classes, texts, strict=True)]
+    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    return [LabelledBox(*b, c, t) for b, c, t in zip(boxes.tolist(), classes, texts, strict=True)]

@@ -14,22 +14,7 @@ from ..data.registry import split_names
 from ..environment import choose_device
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES
-from ..zoo import available_configs, find_config
-
-__all__ = [
-    "available_configs",
-    "check_loss",
-    "choose_datasets",
-    "configure_datasets",
-    "default_config",
-    "default_output",
-    "find_config",
-    "flatten",
-    "load_config",
-    "load_run_config",
-    "merge_options",
-    "set_num_classes",
-]
+from ..zoo import available_configs, find_config  # noqa: F401  (callers take both from here)
 
 
 def default_config() -> CfgNode:
@@ -52,7 +37,7 @@ def load_config(
         config: see :func:`find_config`.
         loss: a name of `LOSS_NAMES`, or "score"; None keeps the config's.
         options: KEY VALUE pairs, as on Detectron2's command lines; they override all else.
-        device: "cpu", "cuda", ...; None takes CUDA if there is a GPU.
+        device: see :func:`choose_device`.
 
     Raises:
         BucketRankError: an unknown config, loss, key or device, or a value of the wrong type.
@@ -75,13 +60,6 @@ def load_config(
     return cfg
 
 
-def load_run_config(run_dir: Path) -> CfgNode:
-    """The config that a run was started with, from its folder."""
-    cfg = default_config()
-    cfg.merge_from_file(str(run_dir / "config.yaml"), allow_unsafe=False)
-    return cfg
-
-
 def check_loss(loss: str) -> None:
     """Raise BucketRankError unless `loss` is "score" or the name of a ranking loss."""
     names = [SCORE_LOSS, *LOSS_NAMES]
@@ -92,11 +70,7 @@ def check_loss(loss: str) -> None:
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
-    """Merge KEY VALUE pairs into the config.
-
-    Raises:
-        BucketRankError: an odd number of words, an unknown key, a value of the wrong type.
-    """
+    """Merge KEY VALUE pairs; BucketRankError if one is incomplete, unknown or of a wrong type."""
     if len(options) % 2:
         raise BucketRankError(
             f"Config options come in pairs KEY VALUE, but {len(options)} words were given: "
@@ -154,10 +128,9 @@ def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
 def choose_datasets(
     cfg: CfgNode, dataset: str | None, train: str | None, val: str | None
 ) -> tuple[str, str]:
-    """Names of the training and the validation data set.
+    """Names of the training and the validation data set; without arguments, those in `cfg`.
 
     Args:
-        cfg: its DATASETS are taken if no name is given.
         dataset: name of a pair of splits.
         train, val: names of two data sets, instead of `dataset`.
 

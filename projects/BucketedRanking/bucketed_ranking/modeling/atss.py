@@ -18,25 +18,19 @@ def atss_match_quality(anchors: list[Boxes], gt_boxes: Boxes, topk: int) -> Tens
 
     The `topk` anchors of each level whose centres are closest to the object's are its candidates;
     those with an IoU of at least mean + standard deviation of the candidates', and with their
-    centre in the object, are good for it.
-
-    Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
-    Training Sample Selection", CVPR 2020, algorithm 1.
+    centre in the object, are good for it (Zhang et al., CVPR 2020, algorithm 1).
 
     Args:
         anchors: one Boxes of [Ri, 4] a level; R is the sum of the Ri.
         gt_boxes: [G, 4].
-        topk: candidates of each level.
 
     Returns:
         [G, R], -1 where the anchor is no positive of the object.
     """
     all_anchors = Boxes.cat(anchors)
-    if len(gt_boxes) == 0:
-        return all_anchors.tensor.new_zeros(0, len(all_anchors))
     centers, objects = all_anchors.get_centers(), gt_boxes.tensor
     offsets = centers - gt_boxes.get_centers()[:, None]
-    _, candidates = smallest_of_each_level(offsets.square().sum(dim=2), anchors, topk)
+    candidates = smallest_of_each_level(offsets.square().sum(dim=2), anchors, topk)
     ious = pairwise_iou(gt_boxes, all_anchors).gather(1, candidates)
     points = centers[candidates]
     to_border = torch.cat([points - objects[:, None, :2], objects[:, None, 2:] - points], dim=2)

@@ -1,6 +1,5 @@
 """Backbones that Detectron2 can build but does not register for its config system."""
 
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -9,6 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import (
     FPN,
+    Backbone,
     BasicStem,
     ResNet,
     SwinTransformer,
@@ -20,7 +20,6 @@ from detectron2.modeling.backbone.fpn import (
     LastLevelP6P7,
     build_resnet_fpn_backbone,
 )
-from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, StochasticDepth
 
@@ -28,15 +27,9 @@ from torchvision.ops import DeformConv2d, StochasticDepth
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_p6p7_from_p5_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Detectron2's build_retinanet_resnet_fpn_backbone, but P6 comes from P5, not from res5."""
-    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
-    return FPN(
-        bottom_up=build_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=out_channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    top_block = LastLevelP6P7(channels, channels, in_feature="p5")
+    return _build_fpn(cfg, build_resnet_backbone(cfg, input_shape), top_block)
 
 
 @BACKBONE_REGISTRY.register()
@@ -52,7 +45,7 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     stages = []
     for index, (out_channels, num_blocks) in enumerate(zip(channels, blocks, strict=True)):
         stage = ResNet.make_stage(
-            BasicBlock,
+            resnet.BasicBlock,
             num_blocks,
             stride_per_block=[1 if index == 0 else 2] + [1] * (num_blocks - 1),
             in_channels=channels[max(index - 1, 0)],
@@ -60,19 +53,7 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             norm=norm,
         )
         stages.append(stage)
-    return FPN(
-        bottom_up=ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES), **_fpn_options(cfg)
-    )
-
-
-def _fpn_options(cfg: CfgNode) -> dict[str, Any]:
-    fpn = cfg.MODEL.FPN
-    return {
-        "in_features": fpn.IN_FEATURES,
-        "out_channels": fpn.OUT_CHANNELS,
-        "norm": fpn.NORM,
-        "fuse_type": fpn.FUSE_TYPE,
-    }
+    return _build_fpn(cfg, ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES))
 
 
 class _ModulatedDeformConv(DeformConv2d):
@@ -121,9 +102,8 @@ def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
     )
     # Detectron2's own stochastic depth needs timm; and it misspells this attribute.
     blocks = [block for stage in model.layers for block in stage.blocks]
-    for block, rate in zip(
-        blocks, torch.linspace(0, swin.DROP_PATH_RATE, len(blocks)).tolist(), strict=True
-    ):
+    rates = torch.linspace(0, swin.DROP_PATH_RATE, len(blocks)).tolist()
+    for block, rate in zip(blocks, rates, strict=True):
         block.drop_path = StochasticDepth(rate, mode="row")
     model._size_divisibility = 32
     return model
@@ -132,8 +112,16 @@ def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
 @BACKBONE_REGISTRY.register()
 def build_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """:func:`build_swin_backbone` with FPN and, as in Detectron2's ResNet-FPN, p6 by pooling."""
+    return _build_fpn(cfg, build_swin_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:
+    fpn = cfg.MODEL.FPN
     return FPN(
-        bottom_up=build_swin_backbone(cfg, input_shape),
-        top_block=LastLevelMaxPool(),
-        **_fpn_options(cfg),
+        bottom_up,
+        fpn.IN_FEATURES,
+        fpn.OUT_CHANNELS,
+        norm=fpn.NORM,
+        top_block=top_block,
+        fuse_type=fpn.FUSE_TYPE,
     )

@@ -28,10 +28,7 @@ def low_loss_candidates(losses: Tensor) -> Tensor:
 
     Two Gaussians are fitted to the losses of an object's candidates. The positives are those up to
     the likeliest candidate of the low-loss Gaussian; all, where there is one candidate or none is
-    of that Gaussian.
-
-    Kim and Lee, "Probabilistic Anchor Assignment with IoU Prediction for Object Detection",
-    ECCV 2020, section 3.2 and figure 3 (c).
+    of that Gaussian (Kim and Lee, ECCV 2020, section 3.2 and figure 3 (c)).
 
     Args:
         losses: [G, K], infinite where an object has fewer candidates.
@@ -111,11 +108,7 @@ class PAA(QualityRetinaNet):
 
     @configurable
     def __init__(self, *, score_voting: bool, **kwargs):
-        """
-        Args:
-            score_voting: refine the boxes that NMS leaves by :func:`vote`.
-            kwargs: see :class:`QualityRetinaNet`; `anchor_matcher` finds the candidates.
-        """
+        """See :class:`QualityRetinaNet`; `score_voting` refines what NMS leaves by :func:`vote`."""
         super().__init__(**kwargs)
         self.score_voting = score_voting
 
@@ -136,11 +129,11 @@ class PAA(QualityRetinaNet):
             matched, labels = self.anchor_matcher(pairwise_iou(gt.gt_boxes, all_anchors))
             objects = torch.arange(len(gt), device=matched.device).unsqueeze(1)
             anchor_losses = self._anchor_losses(all_anchors, gt, matched, logits, deltas)
-            own = (matched == objects) & (labels == 1)
-            found = smallest_of_each_level(anchor_losses.where(own, math.inf), anchors, self.topk)
+            own = anchor_losses.where((matched == objects) & (labels == 1), math.inf)
+            chosen = smallest_of_each_level(own, anchors, self.topk)
             matches.append(matched)
-            losses.append(found[0])
-            candidates.append(found[1].flatten())
+            losses.append(own.gather(1, chosen))
+            candidates.append(chosen.flatten())
         positives = low_loss_candidates(torch.cat(losses)).split([len(gt) for gt in gt_instances])
         # An anchor may be among the candidates of an object without being its own, but never twice.
         masks = [
@@ -177,13 +170,9 @@ class PAA(QualityRetinaNet):
         """See :meth:`RetinaNet.inference_single_image`."""
         found = super().inference_single_image(anchors, box_cls, box_delta, image_size)
         if self.score_voting:
+            limits = self.test_score_thresh, self.test_topk_candidates
             candidates = self._decode_multi_level_predictions(
-                anchors,
-                box_cls,
-                box_delta,
-                self.test_score_thresh,
-                self.test_topk_candidates,
-                image_size,
+                anchors, box_cls, box_delta, *limits, image_size
             )
             found.pred_boxes = vote(found, candidates)
         return found

@@ -8,7 +8,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss_jit
-from torch import Tensor, distributed, nn
+from fvcore.nn.distributed import differentiable_all_reduce
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
@@ -22,12 +23,8 @@ class QualityHead(RetinaNetHead):
     """:class:`RetinaNetHead` with a learned factor a level on the deltas and a quality branch."""
 
     @configurable
-    def __init__(self, *, input_shape, conv_dims, num_anchors, predict_quality=True, **kwargs):
-        """
-        Args:
-            predict_quality: whether there is a quality branch.
-            input_shape, conv_dims, num_anchors, kwargs: see :class:`RetinaNetHead`.
-        """
+    def __init__(self, *, input_shape, conv_dims, num_anchors, predict_quality, **kwargs):
+        """See :class:`RetinaNetHead`; `predict_quality` says whether there is a quality branch."""
         super().__init__(
             input_shape=input_shape, conv_dims=conv_dims, num_anchors=num_anchors, **kwargs
         )
@@ -66,7 +63,6 @@ class QualityRetinaNet(RetinaNet):
         """
         Args:
             topk: how many anchors of each level are candidates for an object.
-            box_loss_weight, quality_loss_weight: factors on these losses.
             kwargs: see :class:`RetinaNet`; its own box loss options have no effect.
         """
         super().__init__(**kwargs)
@@ -134,11 +130,7 @@ class QualityRetinaNet(RetinaNet):
         return labels, boxes
 
     def losses(self, anchors, pred_logits, gt_labels, pred_deltas, gt_boxes, pred_qualities):
-        """See :meth:`RetinaNet.losses`; `pred_qualities` is one [N, Ri, 1] a level.
-
-        Returns:
-            "loss_cls", "loss_box_reg", and the loss of the quality branch by its name.
-        """
+        """See :meth:`RetinaNet.losses`; `pred_qualities` is one [N, Ri, 1] a level."""
         labels = torch.stack(gt_labels).flatten()
         positives = positive_rows(labels, self.num_classes)
         get_event_storage().put_scalar("num_pos_anchors", len(positives) / len(gt_labels))
@@ -159,7 +151,7 @@ class QualityRetinaNet(RetinaNet):
             cat(pred_qualities, dim=1).flatten()[positives].float(), qualities, reduction="sum"
         )
         sums = torch.stack([qualities.new_tensor(len(positives)), qualities.sum()])
-        num_positives, total_quality = _mean_over_processes(sums)
+        num_positives, total_quality = differentiable_all_reduce(sums) / comm.get_world_size()
         num_positives = num_positives.clamp(min=1)
         total_quality = total_quality.clamp(min=_MIN_DENOMINATOR)
         return {
@@ -181,25 +173,14 @@ class QualityRetinaNet(RetinaNet):
         return scores.logit().flatten(1, 2)
 
 
-def smallest_of_each_level(
-    distances: Tensor, anchors: list[Boxes], topk: int
-) -> tuple[Tensor, Tensor]:
-    """The `topk` smallest entries of every level, by row: [G, R] -> values, indices, both [G, K].
+def smallest_of_each_level(distances: Tensor, anchors: list[Boxes], topk: int) -> Tensor:
+    """Indices of the `topk` smallest entries of every level, by row: [G, R] -> [G, K].
 
     A level of fewer than `topk` anchors gives all of them.
     """
-    values, indices, start = [], [], 0
+    indices, start = [], 0
     for level in distances.split([len(boxes) for boxes in anchors], dim=1):
         found = level.topk(min(topk, level.shape[1]), dim=1, largest=False)
-        values.append(found.values)
         indices.append(found.indices + start)
         start += level.shape[1]
-    return torch.cat(values, dim=1), torch.cat(indices, dim=1)
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    if comm.get_world_size() == 1:
-        return value
-    value = value.clone()
-    distributed.all_reduce(value)
-    return value / comm.get_world_size()
+    return torch.cat(indices, dim=1)

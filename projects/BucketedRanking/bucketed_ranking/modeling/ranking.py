@@ -64,16 +64,12 @@ def put_statistics(name: str, statistics: Mapping[str, Tensor]) -> None:
 class RankingHead:
     """What a ranking loss adds to a head of Detectron2, which stands behind it among the bases.
 
-    aLRP's box loss is balanced over epochs, unless self-balance is off; see :class:`EpochBalance`.
+    The head's own sampling and loss options have no effect. aLRP's box loss is balanced over
+    epochs, unless self-balance is off; see :class:`EpochBalance`.
     """
 
     @configurable
     def __init__(self, *args, criterion: RankingCriterion, **kwargs):
-        """
-        Args:
-            criterion: turns logits, labels and boxes into losses.
-            args, kwargs: see the base class; its own sampling and loss options have no effect.
-        """
         super().__init__(*args, **kwargs)
         self.criterion = criterion
         alrp = criterion.loss.objective == "alrp"
@@ -85,10 +81,7 @@ class RankingHead:
         return {**built, "criterion": build_criterion(cfg), **kwargs}
 
     def rank(self, name: str, *arguments: Tensor) -> RankingResult:
-        """Losses from the arguments of :meth:`RankingCriterion.forward`.
-
-        Statistics go into the event storage, under `name`.
-        """
+        """See :meth:`RankingCriterion.forward`; statistics go into the storage under `name`."""
         result = self.criterion(*arguments)
         put_statistics(name, result.statistics)
         return result if self.balance is None else self.balance(result)

@@ -10,10 +10,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
     select_foreground_proposals,
 )
-from detectron2.modeling.roi_heads.mask_head import (
-    ROI_MASK_HEAD_REGISTRY,
-    MaskRCNNConvUpsampleHead,
-)
+from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
@@ -27,7 +24,6 @@ class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
 
     @configurable
     def __init__(self, *args, **kwargs):
-        """Arguments: see :class:`RankingHead` and the base class."""
         super().__init__(*args, **kwargs)
         self.cls_score = nn.Linear(self.cls_score.in_features, self.num_classes)
         nn.init.normal_(self.cls_score.weight, std=0.01)
@@ -104,17 +100,13 @@ class RankingMaskHead(MaskRCNNConvUpsampleHead):
 class _UnsampledROIHeads:
     """What ranking changes in :class:`StandardROIHeads` and its subclasses.
 
-    All proposals x classes are ranked: no sampling. The mask head trains on `max_masks` positives
-    of the batch at most; in a cascade, on those of the first stage.
+    All proposals x classes are ranked: no sampling; its options have no effect. The mask head
+    trains on `max_masks` positives of the batch at most, drawn anew each time; in a cascade, on
+    those of the first stage.
     """
 
     @configurable
     def __init__(self, *, max_masks: int, **kwargs):
-        """
-        Args:
-            max_masks: number of positives, drawn anew each time, that the mask head trains on.
-            kwargs: see the base class; its own sampling options have no effect.
-        """
         super().__init__(**kwargs)
         self.max_masks = max_masks
 
