@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.utils import comm
 
 from bucketed_ranking.data.catalog import register
 from bucketed_ranking.data.registry import add_dataset, find_dataset
@@ -26,6 +27,23 @@ def test_starting_later_gives_the_rest_of_the_same_batches():
     stream = list(itertools.chain.from_iterable([[0, 1, 2, 3, 4]] * 4))
     whole = list(TrainingBatches(stream, groups, batch_size=2))
     assert list(TrainingBatches(stream, groups, batch_size=2, start=3)) == whole[3:]
+
+
+def test_two_processes_augment_as_one_does_with_the_batches_of_both(blobs, monkeypatch):
+    cfg = loader_config(blobs)
+    alone = {(p, i) for batch in itertools.islice(stream_of(cfg), 6) for p, i in batch}
+    together = []
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        together += [pair for batch in itertools.islice(stream_of(cfg), 6) for pair in batch]
+    assert len(set(together)) == len(together)
+    assert set(together) == alone
+
+
+def stream_of(cfg):
+    """Positions and indices of the images of this process, batch by batch."""
+    return build_train_loader(cfg).loader.batch_sampler
 
 
 def loader_config(blobs: str, *options: str):

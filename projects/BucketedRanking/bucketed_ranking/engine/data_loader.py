@@ -49,7 +49,9 @@ class TrainingBatches(Sampler):
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         pending: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for position, index in enumerate(self.stream):
+        # Each process takes every n-th index of one stream; an image is known by its place in that.
+        positions = itertools.count(comm.get_rank(), comm.get_world_size())
+        for position, index in zip(positions, self.stream, strict=False):
             batch = pending[self.groups[index]]
             batch.append((position, index))
             if len(batch) == self.batch_size:
