@@ -18,8 +18,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     for objective in (AveragePrecision, LocalisationRecallPrecision, RankSort)
 }
 _ALGORITHMS: dict[str, type[Algorithm]] = {"loop": Loop, "bucketed": Buckets, "exact": Bins}
-ALGORITHMS = tuple(_ALGORITHMS)
-DEFAULT_DELTAS = {name: objective.default_delta for name, objective in OBJECTIVES.items()}
 
 LOSS_NAMES: dict[str, tuple[str, str]] = {
     pattern.format(name): (name, algorithm)
@@ -218,8 +216,8 @@ def _ranking(
     name: str, algorithm: str, delta: float, interpolated: bool, chunk_size: int | None
 ) -> Ranking:
     objective = OBJECTIVES[name]
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
+    if algorithm not in _ALGORITHMS:
+        raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(_ALGORITHMS)}")
     if algorithm not in objective.algorithms:
         choice = " or ".join(map(repr, sorted(objective.algorithms)))
         raise ValueError(
@@ -240,7 +238,6 @@ def _ranking(
 def _dense(
     ranking: Ranking, logits: Tensor, targets: Tensor, box_losses: Tensor | None
 ) -> tuple[Tensor, ...]:
-    _check_logits(logits)
     if targets.shape != logits.shape:
         raise ValueError(
             f"targets must have the shape of logits, {list(logits.shape)}, "
@@ -269,7 +266,10 @@ def _indexed(
     ignored: Tensor | None,
     box_losses: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    _check_logits(logits)
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be float16, bfloat16, float32 or float64, not {logits.dtype}"
+        )
     if positives.dtype != torch.int64 or positives.dim() != 1:
         raise ValueError(
             "positives must be flat indices, an int64 tensor [P], not "
@@ -289,13 +289,6 @@ def _indexed(
     ignored = None if ignored is None else ignored.reshape(-1)
     participants = Participants(positives, qualities.detach(), ignored)
     return ranking_losses(ranking, logits, participants, box_losses)
-
-
-def _check_logits(logits: Tensor) -> None:
-    if not logits.is_floating_point():
-        raise ValueError(
-            f"logits must be float16, bfloat16, float32 or float64, not {logits.dtype}"
-        )
 
 
 def _check_per_positive(name: str, values: Tensor, positives: Tensor) -> None:
