@@ -28,14 +28,11 @@ from torchvision.ops import DeformConv2d, StochasticDepth
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_p6p7_from_p5_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Detectron2's build_retinanet_resnet_fpn_backbone, but P6 comes from P5, not from res5."""
-    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=out_channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
+        **_fpn_options(cfg),
     )
 
 
@@ -49,9 +46,8 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     channels, blocks = cfg.MODEL.SMALL_RESNET.CHANNELS, cfg.MODEL.SMALL_RESNET.BLOCKS
     norm = cfg.MODEL.RESNETS.NORM
     stem = BasicStem(in_channels=input_shape.channels, out_channels=channels[0], norm=norm)
-    stages = []
-    for index, (out_channels, num_blocks) in enumerate(zip(channels, blocks, strict=True)):
-        stage = ResNet.make_stage(
+    stages = [
+        ResNet.make_stage(
             BasicBlock,
             num_blocks,
             stride_per_block=[1 if index == 0 else 2] + [1] * (num_blocks - 1),
@@ -59,7 +55,8 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             out_channels=out_channels,
             norm=norm,
         )
-        stages.append(stage)
+        for index, (out_channels, num_blocks) in enumerate(zip(channels, blocks, strict=True))
+    ]
     return FPN(
         bottom_up=ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES), **_fpn_options(cfg)
     )
