@@ -115,7 +115,7 @@ def _tensor(values: list[Any]) -> Any:
 
 
 def test_the_embedded_data_set_registers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = shapes.ensure_shapes(home, 3, 2)
+    small = shapes.ensure_shapes(home / "shapes", {"train": 3, "val": 2})
     monkeypatch.setattr(registry, "ensure_shapes", lambda: small)
     monkeypatch.setattr(registry, "shapes_folder", lambda: small)
     info = register("shapes_train")
