@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .detectron2_setup import GET_DETECTRON2, import_detectron2
@@ -54,7 +53,8 @@ class Report:
 
 def collect_report() -> Report:
     """Look at everything that training needs, and try what is compiled."""
-    findings = [_python(), *map(_software, _needed())]
+    python = f"{platform.python_version()} ({platform.system()})"
+    findings = [Finding("software", "python", "ok", python), *map(_software, _needed())]
     torch_works = _compiled("torch", "torch arithmetic", _try_torch)
     findings.append(torch_works)
     if torch_works.state == "ok":
@@ -71,10 +71,6 @@ def _needed() -> list[str]:
     declared = metadata.requires("bucketrank") if installed_version("bucketrank") else []
     wanted = [r for r in declared or [] if "extra ==" not in r or "detectors" in r.split(";")[1]]
     return ["bucketrank", *(re.split(r"[^\w.-]", name)[0] for name in wanted), "detectron2"]
-
-
-def _python() -> Finding:
-    return Finding("software", "python", "ok", f"{platform.python_version()} ({platform.system()})")
 
 
 def _software(distribution: str) -> Finding:
@@ -137,28 +133,20 @@ def _try_pycocotools() -> str:
 
 def _devices() -> list[Finding]:
     import torch
+    from torch.utils.collect_env import get_nvidia_driver_version, run
 
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     findings = [Finding("devices", "cpu", "ok", threads)]
     if not torch.cuda.is_available():
-        built = (
-            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU torch"
-        )
+        cuda = torch.version.cuda
+        built = f"torch is built for CUDA {cuda}" if cuda else "CPU torch"
         findings.append(Finding("devices", "cuda", "absent", f"no usable device ({built})"))
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        detail = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {_driver()}"
+        driver = get_nvidia_driver_version(run) or "unknown"
+        detail = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, driver {driver}"
         findings.append(Finding("devices", f"cuda:{index}", "ok", detail))
     return findings
-
-
-def _driver() -> str:
-    try:
-        first_line = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
-    except (OSError, IndexError):
-        return "driver unknown"
-    numbers = [word for word in first_line.split() if word[:1].isdigit() and "." in word]
-    return f"driver {numbers[0]}" if numbers else "driver unknown"
 
 
 def _configs() -> Finding:

@@ -19,11 +19,6 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def package_version() -> str:
-    """bucketrank's own version; `0+unknown` where its sources are used without installing them."""
-    return installed_version("bucketrank") or "0+unknown"
-
-
 def installed_versions(*distributions: str) -> dict[str, str | None]:
     """Python's version and those of bucketrank, torch and `distributions`; None: not installed."""
     names = ("bucketrank", "torch", *distributions)
@@ -32,17 +27,12 @@ def installed_versions(*distributions: str) -> dict[str, str | None]:
 
 def git_commit() -> str | None:
     """The commit of the checkout that this package runs from; None where it is installed."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
         return None
-    return described.stdout.strip()
+    return done.stdout.strip() or None
 
 
 def choose_device(device: str | None) -> str:

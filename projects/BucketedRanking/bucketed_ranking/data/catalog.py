@@ -14,7 +14,7 @@ from detectron2.data.datasets import register_coco_instances
 from faster_coco_eval import COCO
 
 from ..errors import BucketRankError
-from .coco import DatasetInfo, clean_dataset, describe_dataset
+from .coco import DatasetInfo, clean_dataset
 from .entries import DatasetEntry
 from .files import read_coco
 from .registry import find_dataset, list_datasets
@@ -36,8 +36,7 @@ def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
 
     What users registered is cleaned first, and Detectron2 gets the clean JSON: a degenerate box
     or an unreadable picture is skipped with a warning that counts it. Detectron2's own data sets
-    keep the registration that Detectron2 gave them. Calling it again is cheap and changes nothing,
-    unless the files have changed.
+    keep their registration. Calling it again is cheap, unless the files have changed.
 
     Args:
         name: see :func:`find_dataset`.
@@ -50,7 +49,7 @@ def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
     entry = find_dataset(name) if known else remembered
     if entry.origin == "detectron2":
         return _describe_builtin(entry)
-    info = describe_dataset(entry) if entry.origin == "embedded" else clean_dataset(entry)
+    info = clean_dataset(entry)
     if _add_to_catalogs(info) and info.skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in info.skipped.items())
         logger.warning(
@@ -157,7 +156,7 @@ def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
         return _describe_cityscapes(entry)
     if kind == "lvis":
         _make_lvis_importable()
-    info = replace(describe_dataset(entry), evaluator=kind)
+    info = replace(clean_dataset(entry), evaluator=kind)
     # Detectron2 names LVIS' classes by their first synonym, whatever the JSON calls them.
     return replace(info, class_names=tuple(metadata.thing_classes)) if kind == "lvis" else info
 

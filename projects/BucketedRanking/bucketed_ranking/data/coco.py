@@ -100,38 +100,29 @@ def check_dataset(entry: DatasetEntry) -> CheckReport:
 
 
 def clean_dataset(entry: DatasetEntry) -> DatasetInfo:
-    """Writes a clean copy of the JSON into the cache folder, unless it is there already.
+    """Describes a data set as training takes it; of a user's JSON, writes a clean copy.
 
-    The copy is found again as long as the JSON, the pictures and this module's version stay the
-    same. In it, every annotation has an id of its own, a box inside its picture, an area and an
-    ``iscrowd`` flag; a data set held out from one JSON has only its part.
+    Data sets that come with this package or Detectron2 are taken as they are. The copy lies in the
+    cache folder, and is found again as long as the JSON, the pictures and this module's version
+    stay the same. In it, every annotation has an id of its own, a box inside its picture, an area
+    and an ``iscrowd`` flag; a data set held out from one JSON has only its part.
 
     Raises:
         BucketRankError: if the JSON cannot be read or nothing usable is left.
     """
+    if not entry.is_users:
+        file = _cache_file(entry, [str(entry.json), _stamp(entry.json)], ".summary.json")
+        if not file.is_file():
+            write_atomically(file, json.dumps(_describe(read_coco(entry.json), {})))
+        return _info(entry, entry.json, json.loads(file.read_text(encoding="utf-8")))
     path, record = _cleaned(entry)
     if record["complaint"] is not None:
         raise BucketRankError(record["complaint"])
     return _info(entry, path, record["info"])
 
 
-def describe_dataset(entry: DatasetEntry) -> DatasetInfo:
-    """What the JSON holds, taken as it is: for data sets that need no cleaning.
-
-    Raises:
-        BucketRankError: if the JSON cannot be read.
-    """
-    file = _cache_file(entry, [str(entry.json), _stamp(entry.json)], ".summary.json")
-    if not file.is_file():
-        write_atomically(file, json.dumps(_describe(read_coco(entry.json), {})))
-    return _info(entry, entry.json, json.loads(file.read_text(encoding="utf-8")))
-
-
 def _cleaned(entry: DatasetEntry) -> tuple[Path, dict[str, Any]]:
-    """The path of the clean copy, and what cleaning found, both made unless they are there.
-
-    Data sets that come with this package or Detectron2 are used as they are: they get no copy.
-    """
+    """The path of a user's clean copy, and what cleaning found, made unless they are there."""
     content = read_coco(entry.json)
     if entry.part is not None:
         content = _part(content, entry.part, entry.val_fraction or 0.0)
@@ -154,7 +145,7 @@ def _cleaned(entry: DatasetEntry) -> tuple[Path, dict[str, Any]]:
             (found[k].kind, found[k].count, found[k].examples) for k in KINDS if k in found
         ],
         "complaint": None if usable else cleaner.complaint(),
-        "copied": usable and entry.origin in ("user", "project"),
+        "copied": usable and entry.is_users,
         "info": _describe(cleaner.clean, cleaner.skipped),
     }
     if record["copied"]:
