@@ -8,7 +8,6 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from bucketed_ranking.modeling import quality
 from bucketed_ranking.modeling.atss import atss_match_quality
 from tests.small_detectors import narrow_config, random_batch
 
@@ -82,7 +81,7 @@ def test_centerness_is_one_in_the_middle_and_falls_to_the_border():
 def test_score_based_losses_by_hand(processes, monkeypatch):
     # Processes with the same batch: the sums over them double, the means and losses stay.
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: processes)
-    monkeypatch.setattr(quality, "differentiable_all_reduce", lambda value: value * processes)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda value: value.mul_(processes))
     model = build("score")
     anchors = [Boxes(torch.tensor(level)) for level in LEVELS]
     logits = [torch.zeros(1, len(level), model.num_classes) for level in LEVELS]

@@ -28,11 +28,14 @@ from torchvision.ops import DeformConv2d, StochasticDepth
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_p6p7_from_p5_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Detectron2's build_retinanet_resnet_fpn_backbone, but P6 comes from P5, not from res5."""
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
-        top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
-        **_fpn_options(cfg),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=out_channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5"),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 
 
@@ -46,8 +49,9 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     channels, blocks = cfg.MODEL.SMALL_RESNET.CHANNELS, cfg.MODEL.SMALL_RESNET.BLOCKS
     norm = cfg.MODEL.RESNETS.NORM
     stem = BasicStem(in_channels=input_shape.channels, out_channels=channels[0], norm=norm)
-    stages = [
-        ResNet.make_stage(
+    stages = []
+    for index, (out_channels, num_blocks) in enumerate(zip(channels, blocks, strict=True)):
+        stage = ResNet.make_stage(
             BasicBlock,
             num_blocks,
             stride_per_block=[1 if index == 0 else 2] + [1] * (num_blocks - 1),
@@ -55,8 +59,7 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             out_channels=out_channels,
             norm=norm,
         )
-        for index, (out_channels, num_blocks) in enumerate(zip(channels, blocks, strict=True))
-    ]
+        stages.append(stage)
     return FPN(
         bottom_up=ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES), **_fpn_options(cfg)
     )

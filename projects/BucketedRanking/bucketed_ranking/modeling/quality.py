@@ -8,8 +8,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss_jit
-from fvcore.nn.distributed import differentiable_all_reduce
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
@@ -160,7 +159,7 @@ class QualityRetinaNet(RetinaNet):
             cat(pred_qualities, dim=1).flatten()[positives].float(), qualities, reduction="sum"
         )
         sums = torch.stack([qualities.new_tensor(len(positives)), qualities.sum()])
-        num_positives, total_quality = differentiable_all_reduce(sums) / comm.get_world_size()
+        num_positives, total_quality = _mean_over_processes(sums)
         num_positives = num_positives.clamp(min=1)
         total_quality = total_quality.clamp(min=_MIN_DENOMINATOR)
         return {
@@ -196,3 +195,11 @@ def smallest_of_each_level(
         indices.append(found.indices + start)
         start += level.shape[1]
     return torch.cat(values, dim=1), torch.cat(indices, dim=1)
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    if comm.get_world_size() == 1:
+        return value
+    value = value.clone()
+    distributed.all_reduce(value)
+    return value / comm.get_world_size()
