@@ -86,23 +86,16 @@ def import_detectron2() -> bool:
 
 
 def require_detectron2(what: str) -> None:
-    """Import Detectron2, or say what is lacking and how to get it, where `what` needs it.
-
-    Args:
-        what: what was asked for, as the beginning of a sentence: "Training RetinaNet".
+    """Import Detectron2, or say that `what` ("Training RetinaNet") needs it, and how to get it.
 
     Raises:
         BucketRankError: where detectron2 is not installed, or does not import.
     """
-    if find_spec("detectron2") is None:
-        raise BucketRankError(
-            f"{what} needs detectron2, which is not installed; {GET_DETECTRON2}, and "
-            "`bucketrank doctor` shows everything that is missing."
-        )
     if not import_detectron2():
+        state = "installed but does not import" if find_spec("detectron2") else "not installed"
         raise BucketRankError(
-            f"{what} needs detectron2, which is installed but does not import; "
-            "`bucketrank doctor --install-detectron2` installs it again."
+            f"{what} needs detectron2, which is {state}; {GET_DETECTRON2}, and `bucketrank doctor` "
+            "shows everything that is missing."
         )
 
 

@@ -162,7 +162,7 @@ def _data_sets() -> list[Finding]:
     except ImportError as error:  # named among the software already
         return [Finding("data", "data sets", "missing", f"cannot be read: {error}")]
     findings = [
-        Finding("data", "generated data", "ok", str(files.cache_folder())),
+        Finding("data", "generated data", "ok", str(files.user_folder("cache"))),
         Finding("data", "registry", "ok", str(registry.project_file() or registry.registry_file())),
     ]
     try:

@@ -21,9 +21,8 @@ from .registry import find_dataset, list_datasets
 
 logger = logging.getLogger("bucketed_ranking.data")
 
-# What Detectron2 reads and evaluates a data set with, by its evaluator type. cityscapesscripts
-# without its own dependencies: it asks for a package named typing.
-_TOOLS = {"cityscapes_instance": ("cityscapesscripts", "pyquaternion", "shapely")}
+# Installed without their own dependencies: cityscapesscripts asks for a package named typing.
+_CITYSCAPES_TOOLS = ("cityscapesscripts", "pyquaternion", "shapely")
 _ADDRESSES = {
     "coco": "https://cocodataset.org",
     "lvis": "https://www.lvisdataset.org (its pictures are COCO's)",
@@ -151,23 +150,20 @@ def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
             f"pictures in {entry.images} (set DETECTRON2_DATASETS to change where); they come from "
             f"{_ADDRESSES[kind]}."
         )
-    _require_tools(entry.name, kind)
     if kind == "cityscapes_instance":
+        missing = [package for package in _CITYSCAPES_TOOLS if find_spec(package) is None]
+        if missing:
+            raise BucketRankError(
+                f"'{entry.name}' needs what is not installed: {', '.join(missing)}; `make setup` "
+                "in a checkout of bucketrank installs it, or `pip install --no-deps "
+                f"{' '.join(missing)}`."
+            )
         return _describe_cityscapes(entry)
     if kind == "lvis":
         _make_lvis_importable()
     info = replace(clean_dataset(entry), evaluator=kind)
     # Detectron2 names LVIS' classes by their first synonym, whatever the JSON calls them.
     return replace(info, class_names=tuple(metadata.thing_classes)) if kind == "lvis" else info
-
-
-def _require_tools(name: str, kind: str) -> None:
-    missing = [package for package in _TOOLS.get(kind, ()) if find_spec(package) is None]
-    if missing:
-        raise BucketRankError(
-            f"'{name}' needs what is not installed: {', '.join(missing)}; `make setup` in a "
-            f"checkout of bucketrank installs it, or `pip install --no-deps {' '.join(missing)}`."
-        )
 
 
 @lru_cache

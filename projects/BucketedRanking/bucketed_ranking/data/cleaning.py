@@ -58,20 +58,11 @@ class Finding:
 
 
 class _UnusableError(Exception):
-    """A record that is left out, by the kind of finding (or another reason) and an example."""
-
-    def __init__(self, kind: str, example: str = ""):
-        super().__init__(kind, example)
-        self.kind, self.example = kind, example
+    """A record that is left out: the kind of finding (or another reason), and an example."""
 
 
 class DatasetCleaner:
-    """Goes through the content of a COCO JSON once.
-
-    Args:
-        entry: the data set.
-        content: its JSON, with the three lists that COCO has.
-        facts: what is known of the picture files, by file name.
+    """Goes once through the content of a COCO JSON, with what is known of its files by name.
 
     Attributes:
         findings: what is wrong, by kind.
@@ -133,9 +124,10 @@ class DatasetCleaner:
             try:
                 kept.append(clean(record, index))
             except _UnusableError as error:
-                self.skipped[error.kind] += 1
-                if error.kind in KINDS:
-                    self._note(error.kind, error.example)
+                kind, example = error.args
+                self.skipped[kind] += 1
+                if kind in KINDS:
+                    self._note(kind, example)
         return kept
 
     def _category(self, record: Any, index: int) -> dict[str, Any]:
@@ -187,7 +179,7 @@ class DatasetCleaner:
             raise _UnusableError("unknown image id", f"{place}: image_id {image_key}")
         image = self._images[image_key]
         if image is None:
-            raise _UnusableError("annotation of a skipped image")
+            raise _UnusableError("annotation of a skipped image", "")
         place += f" in '{image['file_name']}'"
         category = self._categories.get(category_key)
         if category is None:

@@ -20,7 +20,7 @@ from ..errors import BucketRankError
 from .cleaning import KINDS, DatasetCleaner, Finding
 from .entries import DatasetEntry
 from .fields import file_name
-from .files import cache_folder, read_coco, write_atomically
+from .files import read_coco, user_folder, write_atomically
 from .images import examine_images
 
 VERSION = 2
@@ -196,7 +196,7 @@ def _info(entry: DatasetEntry, path: Path, fields: dict[str, Any]) -> DatasetInf
 def _cache_file(entry: DatasetEntry, state: list[Any], suffix: str) -> Path:
     """A file in the cache folder whose name changes with the state."""
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
-    return cache_folder() / "clean" / f"{entry.name}-{digest}{suffix}"
+    return user_folder("cache") / "clean" / f"{entry.name}-{digest}{suffix}"
 
 
 def _stamp(path: Path) -> list[int] | None:

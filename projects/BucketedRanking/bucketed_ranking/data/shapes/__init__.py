@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ...errors import BucketRankError
-from ..files import cache_folder
+from ..files import user_folder
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ SIZES = {"train": 800, "val": 200}
 
 def shapes_folder() -> Path:
     """The folder of the data set, whether or not it has been made."""
-    return cache_folder() / f"shapes-v{VERSION}"
+    return user_folder("cache") / f"shapes-v{VERSION}"
 
 
 def annotations_file(folder: Path, split: str) -> Path:
