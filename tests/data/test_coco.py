@@ -50,8 +50,8 @@ def test_a_good_data_set_has_no_findings(make: Make) -> None:
     assert (report.num_images, report.num_annotations) == (10, 20)
     clean = clean_dataset(entry)
     assert (clean.num_images, clean.num_annotations, clean.skipped) == (10, 20, {})
-    assert clean.category_ids == (3, 7)
-    assert clean.class_names == ("cat", "dog")
+    assert clean.category_ids == [3, 7]
+    assert clean.class_names == ["cat", "dog"]
     assert not clean.has_masks
 
 

@@ -52,10 +52,7 @@ def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
     if _add_to_catalogs(info) and info.skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in info.skipped.items())
         logger.warning(
-            "Data set '%s': skipped %s (`bucketrank dataset check %s` shows which)",
-            name,
-            counts,
-            name,
+            f"Data set '{name}': skipped {counts} (`bucketrank dataset check {name}` shows which)"
         )
     return info
 
@@ -104,11 +101,8 @@ def require_masks(info: DatasetInfo) -> None:
             "take a detector of boxes (MODEL.MASK_ON False)."
         )
     logger.warning(
-        "Data set '%s': %d of the %d objects have no mask; they are taken for crowds, neither "
-        "learnt nor counted",
-        info.name,
-        missing,
-        len(objects),
+        f"Data set '{info.name}': {missing} of the {len(objects)} objects have no mask; they are "
+        "taken for crowds, neither learnt nor counted"
     )
 
 
@@ -122,7 +116,7 @@ def _add_to_catalogs(info: DatasetInfo) -> bool:
     # Given here, not only found when the JSON is loaded, so that prediction has them too.
     indices = {category: index for index, category in enumerate(info.category_ids)}
     metadata = {
-        "thing_classes": list(info.class_names),
+        "thing_classes": info.class_names,
         "thing_dataset_id_to_contiguous_id": indices,
     }
     register_coco_instances(info.name, metadata, str(info.json), str(info.images))
@@ -163,7 +157,7 @@ def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
         _make_lvis_importable()
     info = replace(clean_dataset(entry), evaluator=kind)
     # Detectron2 names LVIS' classes by their first synonym, whatever the JSON calls them.
-    return replace(info, class_names=tuple(metadata.thing_classes)) if kind == "lvis" else info
+    return replace(info, class_names=metadata.thing_classes) if kind == "lvis" else info
 
 
 @lru_cache
@@ -186,8 +180,8 @@ def _describe_cityscapes(entry: DatasetEntry) -> DatasetInfo:
         name=entry.name,
         json=entry.json,
         images=entry.images,
-        category_ids=tuple(category_ids(entry.name)),
-        class_names=tuple(MetadataCatalog.get(entry.name).thing_classes),
+        category_ids=category_ids(entry.name),
+        class_names=MetadataCatalog.get(entry.name).thing_classes,
         num_images=len(records),
         num_annotations=sum(len(record["annotations"]) for record in records),
         has_masks=True,

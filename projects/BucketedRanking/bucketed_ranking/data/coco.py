@@ -55,7 +55,6 @@ class DatasetInfo:
     """What training, evaluation and ``show`` take from a data set.
 
     Attributes:
-        name: its name.
         json, images: the files that are used. Detectron2 and pycocotools take the JSON without
             complaint, except that of Cityscapes, which is a folder.
         category_ids: the JSON's own, ascending.
@@ -70,8 +69,8 @@ class DatasetInfo:
     name: str
     json: Path
     images: Path
-    category_ids: tuple[int, ...]
-    class_names: tuple[str, ...]
+    category_ids: list[int]
+    class_names: list[str]
     num_images: int
     num_annotations: int
     has_masks: bool
@@ -114,11 +113,12 @@ def clean_dataset(entry: DatasetEntry) -> DatasetInfo:
         file = _cache_file(entry, [str(entry.json), _stamp(entry.json)], ".summary.json")
         if not file.is_file():
             write_atomically(file, json.dumps(_describe(read_coco(entry.json), {})))
-        return _info(entry, entry.json, json.loads(file.read_text(encoding="utf-8")))
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        return DatasetInfo(entry.name, entry.json, entry.images, **fields)
     path, record = _cleaned(entry)
     if record["complaint"] is not None:
         raise BucketRankError(record["complaint"])
-    return _info(entry, path, record["info"])
+    return DatasetInfo(entry.name, path, entry.images, **record["info"])
 
 
 def _cleaned(entry: DatasetEntry) -> tuple[Path, dict[str, Any]]:
@@ -186,11 +186,6 @@ def _describe(content: dict[str, Any], skipped: dict[str, int]) -> dict[str, Any
         "has_masks": bool(own) and all(a.get("segmentation") for a in own),
         "skipped": skipped,
     }
-
-
-def _info(entry: DatasetEntry, path: Path, fields: dict[str, Any]) -> DatasetInfo:
-    lists = {key: tuple(fields[key]) for key in ("category_ids", "class_names")}
-    return DatasetInfo(entry.name, path, entry.images, **(fields | lists))
 
 
 def _cache_file(entry: DatasetEntry, state: list[Any], suffix: str) -> Path:

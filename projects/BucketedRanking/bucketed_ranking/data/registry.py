@@ -186,12 +186,7 @@ def add_dataset(
 
 
 def remove_dataset(name: str) -> list[str]:
-    """Takes a name, or the two splits of a data set, out of the user's registry.
-
-    The files that it points to are never touched.
-
-    Returns:
-        the names removed.
+    """Takes a name, or the two splits of a data set, out of the user's registry; returns them.
 
     Raises:
         BucketRankError: if the name is not in the user's registry; says where it is.
