@@ -80,11 +80,9 @@ def detectron2_root() -> Path:
 
 def list_datasets() -> list[DatasetEntry]:
     """Every registered split: the project's and the user's, the embedded ones, Detectron2's."""
-    known = {**_user_entries(), **_project_entries()}
-    entries = dict(sorted(known.items()))
-    for name in (*_EMBEDDED, *_DETECTRON2):
-        entries.setdefault(name, _built_in(name))
-    return list(entries.values())
+    known = _user_entries() | _project_entries()
+    built_in = map(_built_in, (*_EMBEDDED, *_DETECTRON2))
+    return [*(known[name] for name in sorted(known)), *built_in]
 
 
 def find_dataset(name: str) -> DatasetEntry:

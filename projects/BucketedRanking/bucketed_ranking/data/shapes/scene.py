@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .classes import SHAPES, class_weights
+from .classes import SHAPES, WEIGHTS
 from .drawing import (
     Patch,
     background,
@@ -49,7 +49,7 @@ def draw_scene(rng: UniformSampler) -> tuple[np.ndarray, list[SceneObject]]:
     owner = np.full((height, width), -1, np.int16)
     placed: list[tuple[int, int]] = []  # class indices and whole areas
     for _ in range(rng.integer(3, 8)):
-        category = rng.pick(class_weights())
+        category = rng.pick(WEIGHTS)
         patch = _place(rng, category, owner, [area for _, area in placed])
         if patch is None:
             continue
