@@ -4,6 +4,7 @@ Only the standard library is imported at the top: this module must work where mu
 """
 
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -57,12 +58,9 @@ def choose_device(device: str | None) -> str:
 
 def cpu_name() -> str:
     """What the processor is called by its maker."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    found = cpuinfo.is_file() and re.search(r"model name\s*: (.+)", cpuinfo.read_text())
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def device_name(device: str) -> str:

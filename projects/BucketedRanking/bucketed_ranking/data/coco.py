@@ -161,16 +161,14 @@ def _part(content: dict[str, Any], part: str, val_fraction: float) -> dict[str, 
     held_out = min(max(1, round(len(ordered) * val_fraction)), max(0, len(ordered) - 1))
     val_names = set(ordered[:held_out])
     val_ids = {str(i.get("id")) for i in content["images"] if file_name(i) in val_names}
-
-    def belongs(in_val: bool) -> bool:
-        return in_val == (part == "val")
-
-    def image_id(annotation: Any) -> str:
-        return str(annotation.get("image_id")) if isinstance(annotation, dict) else ""
-
+    is_val = part == "val"
     return content | {
-        "images": [i for i in content["images"] if belongs(file_name(i) in val_names)],
-        "annotations": [a for a in content["annotations"] if belongs(image_id(a) in val_ids)],
+        "images": [i for i in content["images"] if (file_name(i) in val_names) == is_val],
+        "annotations": [
+            a
+            for a in content["annotations"]
+            if (isinstance(a, dict) and str(a.get("image_id")) in val_ids) == is_val
+        ],
     }
 
 

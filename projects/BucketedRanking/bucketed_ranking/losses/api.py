@@ -83,10 +83,7 @@ def rank_sort_loss(
             negative, -1 takes no part.
 
     Returns:
-        Two scalars, the ranking and the sorting error, otherwise as :func:`ap_loss`.
-
-    Raises:
-        ValueError: an argument's shape, type, value or name is not as above.
+        Two scalars, the ranking and the sorting error; all else, errors too, as :func:`ap_loss`.
     """
     ranking = _ranking("rs", algorithm, delta, False, chunk_size)
     ranking_error, sorting_error = _dense(ranking, logits, targets, None)
@@ -115,10 +112,7 @@ def alrp_loss(
 
     Returns:
         Two scalars, the classification part (gradient to the logits) and the localisation part
-        (gradient to the box losses), otherwise as :func:`ap_loss`.
-
-    Raises:
-        ValueError: an argument's shape, type, value or name is not as above.
+        (gradient to the box losses); all else, errors too, as :func:`ap_loss`.
     """
     ranking = _ranking("alrp", algorithm, delta, False, chunk_size)
     classification, localisation = _dense(ranking, logits, targets, box_losses)
@@ -194,7 +188,7 @@ class RankingLoss(nn.Module):
             box_losses: [P] in the order of ``positives``; required by aLRP, unused otherwise.
 
         Returns:
-            Scalars ``loss_rank`` and, for RS, ``loss_sort``, for aLRP, ``loss_loc``.
+            See :meth:`forward`.
 
         Raises:
             ValueError: a shape or type is not as above.
