@@ -94,12 +94,16 @@ def _compiled(distribution: str, name: str, attempt: Callable[[], str]) -> Findi
         return Finding("compiled", name, "broken", sentence, remedy)
 
 
+def _expect(what: str, found: Any, expected: Any) -> str:
+    if found != expected:
+        raise RuntimeError(f"{what} gives {found}, not {expected}")
+    return f"{what} works"
+
+
 def _try_torch() -> str:
     import torch
 
-    if torch.ones(2, 3).sum().item() != 6:
-        raise RuntimeError("six ones do not add up to 6")
-    return "sum works"
+    return _expect("sum", torch.ones(2, 3).sum().item(), 6)
 
 
 def _try_torchvision() -> str:
@@ -107,28 +111,22 @@ def _try_torchvision() -> str:
     from torchvision.ops import nms
 
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9], [8.0, 8.0, 9.0, 9.0]])
-    kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
-    if kept != [0, 2]:
-        raise RuntimeError(f"nms kept {kept} of three boxes, expected [0, 2]")
-    return "nms works"
+    return _expect("nms", nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist(), [0, 2])
 
 
 def _try_detectron2() -> str:
     if not import_detectron2():
         raise RuntimeError("it does not import")
-    if find_spec("detectron2._C") is None:
-        return "imports; without a compiled part, which nothing here needs"
-    return "imports; with its compiled part"
+    compiled = find_spec("detectron2._C") is not None
+    return f"imports; {'with its' if compiled else 'without a'} compiled part, which is not needed"
 
 
 def _try_pycocotools() -> str:
     import numpy as np
     from pycocotools import mask
 
-    area = mask.area(mask.encode(np.asfortranarray(np.ones((2, 3), dtype=np.uint8))))
-    if area != 6:
-        raise RuntimeError(f"a mask of six pixels has area {area}")
-    return "mask area works"
+    ones = np.ones((2, 3), dtype=np.uint8, order="F")
+    return _expect("mask area", mask.area(mask.encode(ones)), 6)
 
 
 def _devices() -> list[Finding]:
