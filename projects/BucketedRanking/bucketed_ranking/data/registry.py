@@ -184,7 +184,7 @@ def add_dataset(
 
 
 def remove_dataset(name: str) -> list[str]:
-    """Takes a name, or the two splits of a data set, out of the user's registry; returns them.
+    """Takes a name, or both splits of a data set, out of the user's registry; returns the names.
 
     Raises:
         BucketRankError: if the name is not in the user's registry; says where it is.
