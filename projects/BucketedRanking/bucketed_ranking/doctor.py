@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,25 +33,12 @@ class Finding:
     detail: str
     remedy: str = ""
 
-
-@dataclass(frozen=True)
-class Report:
-    findings: tuple[Finding, ...]
-
     @property
-    def lacking(self) -> tuple[Finding, ...]:
-        return tuple(f for f in self.findings if f.state in ("missing", "broken"))
-
-    @property
-    def ready(self) -> bool:
-        """Whether training is possible."""
-        return not self.lacking
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"ready": self.ready, "findings": [asdict(f) for f in self.findings]}
+    def prevents_training(self) -> bool:
+        return self.state in ("missing", "broken")
 
 
-def collect_report() -> Report:
+def collect_report() -> list[Finding]:
     """Look at everything that training needs, and try what is compiled."""
     python = f"{platform.python_version()} ({platform.system()})"
     findings = [Finding("software", "python", "ok", python), *map(_software, _needed())]
@@ -62,8 +49,7 @@ def collect_report() -> Report:
         findings += [_compiled("detectron2", "detectron2 modeling", _try_detectron2)]
         findings += [_compiled("pycocotools", "pycocotools masks", _try_pycocotools)]
         findings += _devices()
-    findings += [_configs(), *_data_sets()]
-    return Report(tuple(findings))
+    return [*findings, _configs(), *_data_sets()]
 
 
 def _needed() -> list[str]:
