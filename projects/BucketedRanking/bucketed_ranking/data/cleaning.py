@@ -75,7 +75,9 @@ class DatasetCleaner:
         self.facts = facts
         self.findings: dict[str, Finding] = {}
         self.skipped: Counter[str] = Counter()
-        self._has_masks = _mostly_masks(content["annotations"])
+        given = [a.get("segmentation") for a in content["annotations"] if isinstance(a, dict)]
+        plausible = sum(valid_mask(segmentation) is not None for segmentation in given)
+        self._has_masks = plausible > 0 and 2 * plausible >= len(content["annotations"])
         self._categories: dict[str, dict[str, Any]] = {}
         self._images: dict[str, dict[str, Any] | None] = {}  # None: skipped
         self._seen: set[tuple[Any, ...]] = set()
@@ -265,11 +267,3 @@ def _hint(folder: Path, name: str) -> str:
         if (below / name).is_file():
             return f" (but in {below}: give that folder)"
     return ""
-
-
-def _mostly_masks(annotations: list[Any]) -> bool:
-    """Whether at least half of the annotations have a plausible mask: a data set of masks."""
-    plausible = sum(
-        isinstance(a, dict) and valid_mask(a.get("segmentation")) is not None for a in annotations
-    )
-    return plausible * 2 >= len(annotations) > 0
