@@ -1,6 +1,7 @@
 """`bucketrank configs`."""
 
 import json
+from dataclasses import asdict
 
 import typer
 
@@ -17,7 +18,7 @@ def configs(output_format: OutputFormat = Format.table) -> None:
 
     summaries = list_configs()
     if output_format is Format.json:
-        typer.echo(json.dumps([summary.as_dict() for summary in summaries], indent=2))
+        typer.echo(json.dumps([asdict(summary) for summary in summaries], indent=2, default=str))
         return
     for group in dict.fromkeys((summary.dataset, summary.task) for summary in summaries):
         table = Table(

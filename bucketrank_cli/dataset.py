@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from bucketed_ranking.data.coco import CheckReport
     from bucketed_ranking.data.entries import DatasetEntry
-    from bucketed_ranking.data.summary import Summary
 
 app = typer.Typer(
     name="dataset",
@@ -125,7 +124,7 @@ def show(
 
         drawn = [path for entry in entries for path in draw_pictures(entry, draw, folder)]
     if output_format is Format.json:
-        _print_json([summary.as_dict() for summary in summaries])
+        _print_json(summaries)
         return
     for summary in summaries:
         _print_summary(summary)
@@ -166,33 +165,38 @@ def _entry_fields(entry: "DatasetEntry") -> dict[str, Any]:
     return {**entry.as_dict(), "present": entry.present, "source": source}
 
 
-def _print_summary(summary: "Summary") -> None:
+def _print_summary(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     def share(count: int) -> str:
-        return f"{100 * count / max(1, summary.num_boxes):.1f}"
+        return f"{100 * count / max(1, summary['num_boxes']):.1f}"
 
-    say(f"{summary.name}: {summary.num_images} images, {summary.num_boxes} boxes", style="bold")
-    say(f"  JSON     {summary.json}")
-    say(f"  images   {summary.images_folder}")
-    for what, (low, median, high) in (("width", summary.widths), ("height", summary.heights)):
+    say(
+        f"{summary['name']}: {summary['num_images']} images, {summary['num_boxes']} boxes",
+        style="bold",
+    )
+    say(f"  JSON     {summary['json']}")
+    say(f"  images   {summary['images_folder']}")
+    for what, (low, median, high) in (("width", summary["widths"]), ("height", summary["heights"])):
         say(f"  {what:<8} {low} to {high} px, median {median}")
-    say(f"  masks    {'yes' if summary.has_masks else 'no'}")
-    if summary.num_crowds:
-        say(f"  crowds   {summary.num_crowds}, left out of the counts")
-    if summary.num_empty_images:
-        say(f"  empty    {summary.num_empty_images} images without a box")
-    if summary.skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
+    say(f"  masks    {'yes' if summary['has_masks'] else 'no'}")
+    if summary["num_crowds"]:
+        say(f"  crowds   {summary['num_crowds']}, left out of the counts")
+    if summary["num_empty_images"]:
+        say(f"  empty    {summary['num_empty_images']} images without a box")
+    if summary["skipped"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["skipped"].items())
         say(f"  skipped  {reasons}")
     classes = Table("class", *_right("boxes", "%", "images"))
-    for row in summary.classes:
-        classes.add_row(_escape(row.name), str(row.boxes), share(row.boxes), str(row.images))
+    for row in summary["classes"]:
+        classes.add_row(
+            _escape(row["name"]), str(row["boxes"]), share(row["boxes"]), str(row["images"])
+        )
     _print_table(classes)
     sizes = Table("box area", *_right("boxes", "%"), "")
     bounds = {"small": "small  < 32²", "medium": "medium", "large": "large  ≥ 96²"}
-    for size, count in summary.sizes.items():
-        bar = "█" * round(30 * count / max(1, summary.num_boxes))
+    for size, count in summary["sizes"].items():
+        bar = "█" * round(30 * count / max(1, summary["num_boxes"]))
         sizes.add_row(bounds[size], str(count), share(count), bar)
     _print_table(sizes)
 

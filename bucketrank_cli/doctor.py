@@ -1,6 +1,7 @@
 """`bucketrank doctor`: what is installed, what works, what is missing and how to get it."""
 
 import json
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from .options import say
 
 if TYPE_CHECKING:
-    from bucketed_ranking.doctor import Report
+    from bucketed_ranking.doctor import Finding
 
 
 class Format(StrEnum):
@@ -54,16 +55,18 @@ def doctor(
         return
     if detectron2_from is not None:
         raise BucketRankError("--detectron2-from goes with --install-detectron2.")
-    report = collect_report()
+    findings = collect_report()
+    lacking = [finding.name for finding in findings if finding.prevents_training]
     if output_format is Format.json:
-        typer.echo(json.dumps(report.as_dict(), indent=2))
+        report = {"ready": not lacking, "findings": [asdict(finding) for finding in findings]}
+        typer.echo(json.dumps(report, indent=2))
     else:
-        _print_table(report)
-    if not report.ready:
+        _print_table(findings, lacking)
+    if lacking:
         raise typer.Exit(1)
 
 
-def _print_table(report: "Report") -> None:
+def _print_table(findings: list["Finding"], lacking: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -71,7 +74,7 @@ def _print_table(report: "Report") -> None:
     styles = {"ok": "green", "missing": "red", "broken": "red", "absent": "yellow"}
     table = Table("what", "state", "found")
     group = None
-    for finding in report.findings:
+    for finding in findings:
         if group not in (None, finding.group):
             table.add_section()
         group = finding.group
@@ -80,11 +83,11 @@ def _print_table(report: "Report") -> None:
         )
     console = Console()
     console.print(table)
-    for finding in report.findings:
+    for finding in findings:
         if finding.remedy:
             console.print(Text(f"{finding.name}: {finding.remedy}"), soft_wrap=True)
-    if report.ready:
-        console.print(Text("Training is possible here.", style="bold green"))
+    if lacking:
+        sentence = f"Training is not possible yet; mend: {', '.join(lacking)}."
+        console.print(Text(sentence, style="bold red"))
     else:
-        names = ", ".join(finding.name for finding in report.lacking)
-        console.print(Text(f"Training is not possible yet; mend: {names}.", style="bold red"))
+        console.print(Text("Training is possible here.", style="bold green"))

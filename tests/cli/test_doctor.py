@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from bucketed_ranking import detectron2_setup
 from bucketed_ranking import doctor as report
-from bucketed_ranking.doctor import Finding, Report
+from bucketed_ranking.doctor import Finding
 from bucketrank_cli.main import app
 
 OK = Finding("software", "torch", "ok", "2.15.0")
@@ -17,7 +17,7 @@ NO_DETECTRON2 = Finding("software", "detectron2", "missing", "not installed", "i
 
 
 def doctor(monkeypatch, *findings: Finding, output_format: str = "table"):
-    monkeypatch.setattr(report, "collect_report", lambda: Report(findings))
+    monkeypatch.setattr(report, "collect_report", lambda: list(findings))
     return CliRunner().invoke(app, ["doctor", "--format", output_format])
 
 
@@ -53,8 +53,8 @@ def test_brackets_in_a_finding_are_printed_as_they_are(monkeypatch):
 @pytest.mark.skipif(find_spec("detectron2") is None, reason="detectron2 is not installed")
 def test_the_environment_of_the_tests_can_train():
     collected = report.collect_report()
-    assert collected.ready, collected.lacking
-    names = {finding.name for finding in collected.findings}
+    assert not [finding for finding in collected if finding.prevents_training]
+    names = {finding.name for finding in collected}
     assert {"python", "torch", "numpy", "detectron2 modeling", "cpu", "configs"} <= names
     assert {"shapes_train", "shapes_val"} <= names
 
@@ -64,7 +64,7 @@ def test_a_torch_that_does_not_import_is_reported(monkeypatch):
         raise OSError("libtorch_cpu.so: cannot open shared object file")
 
     monkeypatch.setattr(report, "_try_torch", fails)
-    states = {finding.name: finding.state for finding in report.collect_report().findings}
+    states = {finding.name: finding.state for finding in report.collect_report()}
     assert states["torch arithmetic"] == "broken"
     assert "torchvision operators" not in states
 

@@ -45,9 +45,9 @@ def test_describes_and_registers(write_coco: Writer, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING, "bucketed_ranking.data"):
         info = register("toy")
     assert (info.name, info.images, info.evaluator) == ("toy", images, "coco")
-    assert (info.num_classes, info.class_names) == (2, ("cat", "dog"))
+    assert (info.num_classes, info.class_names) == (2, ["cat", "dog"])
     assert (info.num_images, info.num_annotations, info.has_masks) == (10, 19, False)
-    assert info.category_ids == (3, 7)
+    assert info.category_ids == [3, 7]
     assert info.skipped == {"degenerate box": 1}
     warnings = [r.getMessage() for r in caplog.records if r.name == "bucketed_ranking.data"]
     assert len(warnings) == 1
@@ -77,7 +77,7 @@ def test_changed_files_are_registered_anew(write_coco: Writer) -> None:
     content = json.loads(path.read_text())
     content["categories"][0]["name"] = "wolf"
     path.write_text(json.dumps(content))
-    assert register("toy").class_names == ("cat", "wolf")
+    assert register("toy").class_names == ["cat", "wolf"]
     assert len(DatasetCatalog.get("toy")) == 10
     assert MetadataCatalog.get("toy").thing_classes == ["cat", "wolf"]
 
@@ -115,7 +115,7 @@ def _tensor(values: list[Any]) -> Any:
 
 
 def test_the_embedded_data_set_registers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = shapes.ensure_shapes(home, 3, 2)
+    small = shapes.ensure_shapes(home / "shapes", {"train": 3, "val": 2})
     monkeypatch.setattr(registry, "ensure_shapes", lambda: small)
     monkeypatch.setattr(registry, "shapes_folder", lambda: small)
     info = register("shapes_train")
@@ -149,7 +149,9 @@ def test_unknown_and_empty_data_sets_are_errors(write_coco: Writer) -> None:
 
 def test_training_and_validation_must_have_the_same_classes() -> None:
     def info(name: str, *classes: str) -> DatasetInfo:
-        return DatasetInfo(name, Path(), Path(), tuple(range(len(classes))), classes, 1, 1, False)
+        return DatasetInfo(
+            name, Path(), Path(), list(range(len(classes))), list(classes), 1, 1, False
+        )
 
     require_same_classes(info("a", "cat", "dog"), info("b", "cat", "dog"))
     with pytest.raises(BucketRankError, match="2 against 1 classes"):

@@ -14,12 +14,13 @@ import pytest
 from bucketed_ranking.data import shapes
 from bucketed_ranking.data.shapes import annotations
 from bucketed_ranking.data.shapes.annotations import trace_polygons
-from bucketed_ranking.data.shapes.classes import CLASS_NAMES, class_weights
+from bucketed_ranking.data.shapes.classes import CLASS_NAMES, WEIGHTS
 from bucketed_ranking.data.shapes.sampling import UniformSampler
 from bucketed_ranking.data.shapes.scene import draw_scene
 from bucketed_ranking.errors import BucketRankError
 
-TRAIN, VAL = 40, 4
+SIZES = {"train": 40, "val": 4}
+FEW = {"train": 2, "val": 1}
 MEAN_COLORS = {
     "train/000000.jpg": (111.55, 101.83, 149.14),
     "train/000039.jpg": (98.54, 98.85, 99.14),
@@ -29,7 +30,7 @@ MEAN_COLORS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes.ensure_shapes(tmp_path_factory.mktemp("shapes"), TRAIN, VAL)
+    return shapes.ensure_shapes(tmp_path_factory.mktemp("home") / "shapes", SIZES)
 
 
 def _load(folder: Path, split: str = "train") -> dict[str, Any]:
@@ -49,7 +50,7 @@ def _folders(root: Path) -> list[str]:
 
 
 def test_every_byte_is_the_same_again(folder: Path, tmp_path: Path) -> None:
-    again = shapes.ensure_shapes(tmp_path, TRAIN, VAL)
+    again = shapes.ensure_shapes(tmp_path / "shapes", SIZES)
     assert _digests(again) == _digests(folder)
 
 
@@ -71,8 +72,8 @@ def test_pictures_are_those_of_this_version(folder: Path) -> None:
 
 
 def test_a_picture_does_not_depend_on_how_many_there_are(folder: Path, tmp_path: Path) -> None:
-    fewer = shapes.ensure_shapes(tmp_path, 3, 1)
-    name = "train/000002.jpg"
+    fewer = shapes.ensure_shapes(tmp_path / "shapes", FEW)
+    name = "train/000001.jpg"
     assert (fewer / name).read_bytes() == (folder / name).read_bytes()
 
 
@@ -81,7 +82,7 @@ def test_splits_differ(folder: Path) -> None:
 
 
 def test_json_matches_the_pictures(folder: Path) -> None:
-    for split, size in (("train", TRAIN), ("val", VAL)):
+    for split, size in SIZES.items():
         content = _load(folder, split)
         assert [c["name"] for c in content["categories"]] == list(CLASS_NAMES)
         assert len(content["images"]) == size
@@ -126,9 +127,8 @@ def test_masks_do_not_overlap_and_what_is_hidden_is_dropped() -> None:
 
 
 def test_classes_have_a_long_tail(folder: Path) -> None:
-    weights = class_weights()
     assert len(CLASS_NAMES) >= 8
-    assert weights[0] / weights[-1] == pytest.approx(6)
+    assert WEIGHTS[0] / WEIGHTS[-1] == pytest.approx(6)
     counts = Counter(a["category_id"] for a in _load(folder)["annotations"])
     assert counts[1] > counts[4] > counts[8]
 
@@ -149,41 +149,35 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(annotations, "draw_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        shapes.ensure_shapes(tmp_path, 4, 1)
+        shapes.ensure_shapes(tmp_path / "shapes", SIZES)
     assert _folders(tmp_path) == []
 
 
 def test_a_damaged_folder_is_made_anew(tmp_path: Path) -> None:
-    folder = shapes.ensure_shapes(tmp_path, 2, 1)
+    folder = shapes.ensure_shapes(tmp_path / "shapes", FEW)
     before = _digests(folder)
     (folder / "train/000001.jpg").unlink()
-    assert _digests(shapes.ensure_shapes(tmp_path, 2, 1)) == before
+    assert _digests(shapes.ensure_shapes(tmp_path / "shapes", FEW)) == before
     assert _folders(tmp_path) == [folder.name]
 
 
 def test_several_processes_at_once_make_one_whole_folder(tmp_path: Path, folder: Path) -> None:
     context = multiprocessing.get_context("fork")
-    workers = [
-        context.Process(target=shapes.ensure_shapes, args=(tmp_path, 6, 1)) for _ in range(3)
-    ]
+    arguments = (tmp_path / "shapes", {"train": 6, "val": 1})
+    workers = [context.Process(target=shapes.ensure_shapes, args=arguments) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert _folders(tmp_path) == [f"shapes-v{shapes.VERSION}-6-1"]
+    assert _folders(tmp_path) == ["shapes"]
     assert len(list(tmp_path.rglob("*.jpg"))) == 7
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BucketRankError, match="BUCKETRANK_HOME"):
-        shapes.ensure_shapes(tmp_path / "file", 1, 1)
-
-
-def test_each_split_needs_a_picture(tmp_path: Path) -> None:
-    with pytest.raises(BucketRankError, match="at least one picture"):
-        shapes.ensure_shapes(tmp_path, 0, 1)
+        shapes.ensure_shapes(tmp_path / "file" / "shapes", FEW)
 
 
 def test_the_default_place_is_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,9 +186,10 @@ def test_the_default_place_is_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
-    left = tmp_path / f".shapes-v{shapes.VERSION}-1-1.unfinished/train/000007.jpg"
+    left = tmp_path / ".shapes.unfinished/train/000007.jpg"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"")
-    folder = shapes.ensure_shapes(tmp_path, 1, 1)
-    assert _folders(tmp_path) == [folder.name]
-    assert [path.name for path in (folder / "train").iterdir()] == ["000000.jpg"]
+    folder = shapes.ensure_shapes(tmp_path / "shapes", FEW)
+    assert _folders(tmp_path) == ["shapes"]
+    pictures = sorted(path.name for path in (folder / "train").iterdir())
+    assert pictures == ["000000.jpg", "000001.jpg"]

@@ -94,7 +94,8 @@ def test_no_detection_at_all_is_ap_0(val, tmp_path, config, tasks):
 @pytest.fixture(scope="module")
 def embedded(bucketrank_home, tmp_path_factory):
     """A few pictures of the embedded data set, under a name of their own."""
-    folder = shapes.ensure_shapes(tmp_path_factory.mktemp("shapes"), 1, 12)
+    home = tmp_path_factory.mktemp("home")
+    folder = shapes.ensure_shapes(home / "shapes", {"train": 1, "val": 12})
     add_dataset("few_shapes", shapes.annotations_file(folder, "val"), folder / "val")
     return register("few_shapes").name
 

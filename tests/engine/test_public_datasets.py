@@ -63,7 +63,7 @@ def test_lvis_has_all_its_classes_whatever_a_file_holds(root):
 
 def test_cityscapes_counts_the_objects_of_its_eight_classes(root):
     info = register("cityscapes_fine_instance_seg_train")
-    assert info.class_names[:3] == ("person", "rider", "car")
+    assert info.class_names[:3] == ["person", "rider", "car"]
     assert (info.num_classes, info.num_images, info.num_annotations) == (8, 4, 12)
     assert info.has_masks
     crowds = [

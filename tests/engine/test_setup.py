@@ -129,7 +129,7 @@ def test_number_of_classes_comes_from_the_data_set(blobs):
     cfg = get_cfg()
     add_bucketed_ranking_config(cfg)
     info, _ = setup.configure_datasets(cfg, *setup.choose_datasets(cfg, blobs, None, None))
-    assert info.class_names == ("red", "green", "blue")
+    assert info.class_names == ["red", "green", "blue"]
     assert cfg.MODEL.RETINANET.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
     assert cfg.DATASETS.TRAIN == ("blobs_train",)
 

@@ -4,7 +4,8 @@ Importing this package, or ``bucketed_ranking.losses``, imports nothing of Detec
 ``import bucketed_ranking.modeling`` registers the heads, meta-architectures and backbones with it.
 """
 
-from .environment import package_version
+from .environment import installed_version
 
-__version__ = package_version()
+__version__ = installed_version("bucketrank") or "0+unknown"
+"""``0+unknown`` where the sources are used without installing them."""
 __all__ = ["__version__"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import box_area, generalized_box_iou_loss
 
 from .losses import RankingLoss
 
@@ -27,17 +27,11 @@ _STATISTICS = {"loss_rank": "ranking_error", "loss_sort": "sorting_error", BOX_L
 
 
 def positive_rows(labels: Tensor, num_classes: int) -> Tensor:
-    """Indices of the anchors or proposals that are assigned to an object.
+    """Indices of the anchors or proposals that are assigned to an object: [P] int64, ascending.
 
-    Their number decides the shapes of everything that follows, so this is the one point of a
-    head's loss at which an accelerator has to wait for the host.
-
-    Args:
-        labels: [A], class index in 0..C-1, C for background, -1 for ignored.
-        num_classes: C.
-
-    Returns:
-        [P] int64, ascending.
+    ``labels`` are [A], class index in 0..C-1, C = ``num_classes`` for background, -1 for ignored.
+    P decides the shapes of everything that follows, so this is the one point of a head's loss at
+    which an accelerator has to wait for the host.
     """
     return torch.nonzero((labels >= 0) & (labels < num_classes)).squeeze(1)
 
@@ -47,23 +41,15 @@ def aligned_box_iou(boxes: Tensor, targets: Tensor) -> Tensor:
     top_left = torch.maximum(boxes[:, :2], targets[:, :2])
     bottom_right = torch.minimum(boxes[:, 2:], targets[:, 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(dim=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (targets[:, 2:] - targets[:, :2]).prod(
-        dim=1
-    )
+    areas = box_area(boxes) + box_area(targets)
     return intersection / (areas - intersection).clamp(min=_MIN_DENOMINATOR)
 
 
 def dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Dice loss of each mask: 1 - 2 sum(p t) / (sum(p^2) + sum(t^2)), p = sigmoid(logits).
 
-    V-Net (Milletari et al., 3DV 2016), equation 3, which RS Loss takes for masks.
-
-    Args:
-        logits: [M, H, W].
-        targets: [M, H, W], 1 on the object, 0 elsewhere; bool or a number.
-
-    Returns:
-        [M] float, in 0..1.
+    V-Net (Milletari et al., 3DV 2016), equation 3, which RS Loss takes for masks. Logits and
+    targets, 1 on the object and 0 elsewhere, bool or a number, are [M, H, W]; the losses [M] float.
     """
     probabilities, targets = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
     overlaps = 2 * (probabilities * targets).sum(dim=1)
@@ -77,12 +63,8 @@ def score_weighted_mean(losses: Tensor, scores: Tensor) -> Tensor:
 
 
 def self_balanced(loss: Tensor, classification: Tensor) -> Tensor:
-    """A scalar loss of the positives, scaled to the value of their classification loss.
-
-    Args:
-        loss: the box or mask loss.
-        classification: ``RankingResult.classification`` of the head that scored the positives.
-    """
+    """The scalar box or mask loss of positives, scaled to the value of their classification loss,
+    ``RankingResult.classification`` of the head that scored them."""
     return loss * classification / loss.detach().clamp(min=_MIN_DENOMINATOR)
 
 

@@ -86,23 +86,16 @@ def import_detectron2() -> bool:
 
 
 def require_detectron2(what: str) -> None:
-    """Import Detectron2, or say what is lacking and how to get it, where `what` needs it.
-
-    Args:
-        what: what was asked for, as the beginning of a sentence: "Training RetinaNet".
+    """Import Detectron2, or say that `what` ("Training RetinaNet") needs it, and how to get it.
 
     Raises:
         BucketRankError: where detectron2 is not installed, or does not import.
     """
-    if find_spec("detectron2") is None:
-        raise BucketRankError(
-            f"{what} needs detectron2, which is not installed; {GET_DETECTRON2}, and "
-            "`bucketrank doctor` shows everything that is missing."
-        )
     if not import_detectron2():
+        state = "installed but does not import" if find_spec("detectron2") else "not installed"
         raise BucketRankError(
-            f"{what} needs detectron2, which is installed but does not import; "
-            "`bucketrank doctor --install-detectron2` installs it again."
+            f"{what} needs detectron2, which is {state}; {GET_DETECTRON2}, and `bucketrank doctor` "
+            "shows everything that is missing."
         )
 
 
@@ -144,13 +137,8 @@ def install_detectron2(source: str | None, report: Callable[[str], None]) -> Non
         _pip("install", "--force-reinstall", "--no-deps", "--find-links", str(wheel.parent), pinned)
         _pip("install", pinned)
     # In a process of its own: this one may have imported another detectron2, or none.
-    check = [sys.executable, "-c", "import detectron2.modeling"]
-    done = subprocess.run(check, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise BucketRankError(
-            f"detectron2 was installed from {source}, but does not import: "
-            f"{_last_lines(done.stderr)}"
-        )
+    failed = f"detectron2 was installed from {source}, but does not import"
+    _python("-c", "import detectron2.modeling", failed=failed)
     report(f"detectron2 {installed_version('detectron2')} is installed.")
 
 
@@ -205,17 +193,14 @@ def _require_build_tools(source: str) -> None:
 
 
 def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    failed = f"detectron2 could not be installed: `pip {' '.join(arguments)}` failed"
+    _python("-m", "pip", "--disable-pip-version-check", "--no-input", *arguments, failed=failed)
+
+
+def _python(*arguments: str, failed: str) -> None:
+    """Run this environment's Python; raise `failed` with its error lines, else its last ones."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     if done.returncode != 0:
-        raise BucketRankError(
-            f"detectron2 could not be installed: `pip {' '.join(arguments)}` failed: "
-            f"{_last_lines(done.stdout + done.stderr)}"
-        )
-
-
-def _last_lines(output: str) -> str:
-    """What a failed program complained about: its error lines, else its last ones."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line.lower() or line.startswith("fatal")]
-    return " ".join(errors[:3] or lines[-3:])
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line.lower() or line.startswith("fatal")]
+        raise BucketRankError(f"{failed}: {' '.join(errors[:3] or lines[-3:])}")

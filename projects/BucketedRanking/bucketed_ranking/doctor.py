@@ -7,10 +7,9 @@ import os
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .detectron2_setup import GET_DETECTRON2, import_detectron2
@@ -34,27 +33,15 @@ class Finding:
     detail: str
     remedy: str = ""
 
-
-@dataclass(frozen=True)
-class Report:
-    findings: tuple[Finding, ...]
-
     @property
-    def lacking(self) -> tuple[Finding, ...]:
-        return tuple(f for f in self.findings if f.state in ("missing", "broken"))
-
-    @property
-    def ready(self) -> bool:
-        """Whether training is possible."""
-        return not self.lacking
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"ready": self.ready, "findings": [asdict(f) for f in self.findings]}
+    def prevents_training(self) -> bool:
+        return self.state in ("missing", "broken")
 
 
-def collect_report() -> Report:
+def collect_report() -> list[Finding]:
     """Look at everything that training needs, and try what is compiled."""
-    findings = [_python(), *map(_software, _needed())]
+    python = f"{platform.python_version()} ({platform.system()})"
+    findings = [Finding("software", "python", "ok", python), *map(_software, _needed())]
     torch_works = _compiled("torch", "torch arithmetic", _try_torch)
     findings.append(torch_works)
     if torch_works.state == "ok":
@@ -62,8 +49,7 @@ def collect_report() -> Report:
         findings += [_compiled("detectron2", "detectron2 modeling", _try_detectron2)]
         findings += [_compiled("pycocotools", "pycocotools masks", _try_pycocotools)]
         findings += _devices()
-    findings += [_configs(), *_data_sets()]
-    return Report(tuple(findings))
+    return [*findings, _configs(), *_data_sets()]
 
 
 def _needed() -> list[str]:
@@ -71,10 +57,6 @@ def _needed() -> list[str]:
     declared = metadata.requires("bucketrank") if installed_version("bucketrank") else []
     wanted = [r for r in declared or [] if "extra ==" not in r or "detectors" in r.split(";")[1]]
     return ["bucketrank", *(re.split(r"[^\w.-]", name)[0] for name in wanted), "detectron2"]
-
-
-def _python() -> Finding:
-    return Finding("software", "python", "ok", f"{platform.python_version()} ({platform.system()})")
 
 
 def _software(distribution: str) -> Finding:
@@ -98,12 +80,16 @@ def _compiled(distribution: str, name: str, attempt: Callable[[], str]) -> Findi
         return Finding("compiled", name, "broken", sentence, remedy)
 
 
+def _expect(what: str, found: Any, expected: Any) -> str:
+    if found != expected:
+        raise RuntimeError(f"{what} gives {found}, not {expected}")
+    return f"{what} works"
+
+
 def _try_torch() -> str:
     import torch
 
-    if torch.ones(2, 3).sum().item() != 6:
-        raise RuntimeError("six ones do not add up to 6")
-    return "sum works"
+    return _expect("sum", torch.ones(2, 3).sum().item(), 6)
 
 
 def _try_torchvision() -> str:
@@ -111,54 +97,40 @@ def _try_torchvision() -> str:
     from torchvision.ops import nms
 
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9], [8.0, 8.0, 9.0, 9.0]])
-    kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
-    if kept != [0, 2]:
-        raise RuntimeError(f"nms kept {kept} of three boxes, expected [0, 2]")
-    return "nms works"
+    return _expect("nms", nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist(), [0, 2])
 
 
 def _try_detectron2() -> str:
     if not import_detectron2():
         raise RuntimeError("it does not import")
-    if find_spec("detectron2._C") is None:
-        return "imports; without a compiled part, which nothing here needs"
-    return "imports; with its compiled part"
+    compiled = find_spec("detectron2._C") is not None
+    return f"imports; {'with its' if compiled else 'without a'} compiled part, which is not needed"
 
 
 def _try_pycocotools() -> str:
     import numpy as np
     from pycocotools import mask
 
-    area = mask.area(mask.encode(np.asfortranarray(np.ones((2, 3), dtype=np.uint8))))
-    if area != 6:
-        raise RuntimeError(f"a mask of six pixels has area {area}")
-    return "mask area works"
+    ones = np.ones((2, 3), dtype=np.uint8, order="F")
+    return _expect("mask area", mask.area(mask.encode(ones)), 6)
 
 
 def _devices() -> list[Finding]:
     import torch
+    from torch.utils.collect_env import get_nvidia_driver_version, run
 
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     findings = [Finding("devices", "cpu", "ok", threads)]
     if not torch.cuda.is_available():
-        built = (
-            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU torch"
-        )
+        cuda = torch.version.cuda
+        built = f"torch is built for CUDA {cuda}" if cuda else "CPU torch"
         findings.append(Finding("devices", "cuda", "absent", f"no usable device ({built})"))
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        detail = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {_driver()}"
+        driver = get_nvidia_driver_version(run) or "unknown"
+        detail = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, driver {driver}"
         findings.append(Finding("devices", f"cuda:{index}", "ok", detail))
     return findings
-
-
-def _driver() -> str:
-    try:
-        first_line = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
-    except (OSError, IndexError):
-        return "driver unknown"
-    numbers = [word for word in first_line.split() if word[:1].isdigit() and "." in word]
-    return f"driver {numbers[0]}" if numbers else "driver unknown"
 
 
 def _configs() -> Finding:
@@ -174,7 +146,7 @@ def _data_sets() -> list[Finding]:
     except ImportError as error:  # named among the software already
         return [Finding("data", "data sets", "missing", f"cannot be read: {error}")]
     findings = [
-        Finding("data", "generated data", "ok", str(files.cache_folder())),
+        Finding("data", "generated data", "ok", str(files.user_folder("cache"))),
         Finding("data", "registry", "ok", str(registry.project_file() or registry.registry_file())),
     ]
     try:

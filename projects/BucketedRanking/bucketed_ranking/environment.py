@@ -4,6 +4,7 @@ Only the standard library is imported at the top: this module must work where mu
 """
 
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -19,11 +20,6 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def package_version() -> str:
-    """bucketrank's own version; `0+unknown` where its sources are used without installing them."""
-    return installed_version("bucketrank") or "0+unknown"
-
-
 def installed_versions(*distributions: str) -> dict[str, str | None]:
     """Python's version and those of bucketrank, torch and `distributions`; None: not installed."""
     names = ("bucketrank", "torch", *distributions)
@@ -32,17 +28,12 @@ def installed_versions(*distributions: str) -> dict[str, str | None]:
 
 def git_commit() -> str | None:
     """The commit of the checkout that this package runs from; None where it is installed."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
         return None
-    return described.stdout.strip()
+    return done.stdout.strip() or None
 
 
 def choose_device(device: str | None) -> str:
@@ -67,12 +58,9 @@ def choose_device(device: str | None) -> str:
 
 def cpu_name() -> str:
     """What the processor is called by its maker."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    found = cpuinfo.is_file() and re.search(r"model name\s*: (.+)", cpuinfo.read_text())
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def device_name(device: str) -> str:

@@ -6,6 +6,7 @@ paper's own. Where the paper and its repository differ, the paper's number stand
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 TASKS = {"bbox": "box", "segm": "mask"}
 """What AP is of, by Detectron2's names."""
@@ -25,17 +26,15 @@ class PublishedRow:
     """
 
     config: str
-    loss: str
-    metric: str
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    seconds_per_iteration: float | None
     detector: str
     backbone: str
-    epochs: int
-    dataset: str
-    speed_up: float | None = None
+    loss: str
+    ap: float | None
+    seconds_per_iteration: float | None
+    speed_up: float | None
+    metric: str = "bbox"
+    epochs: int = 12
+    dataset: str = "COCO"
     options: tuple[str, ...] = ()
 
 
@@ -44,93 +43,70 @@ _COCO_THRESHOLD = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.4")
 _LVIS_THRESHOLD = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.6")
 
 
-def _pair(
+def _rows(
     config: str,
     detector: str,
     backbone: str,
-    unbucketed: tuple[str, float | None, float | None],
-    bucketed: tuple[str, float | None, float | None],
-    speed_up: float | None,
-    *,
-    metric: str = "bbox",
-    epochs: int = 12,
-    dataset: str = "COCO",
-    options: tuple[str, ...] = (),
+    *measured: tuple[str, float | None, float | None, float | None],
+    **others: Any,
 ) -> list[PublishedRow]:
-    """A row of the paper's tables: (loss, AP, seconds per iteration) without and with buckets."""
-    detector_and_data = (detector, backbone, epochs, dataset)
-    return [
-        PublishedRow(
-            config, loss, metric, ap, None, None, seconds, *detector_and_data, gain, options
-        )
-        for (loss, ap, seconds), gain in ((unbucketed, None), (bucketed, speed_up))
-    ]
+    """Rows of one detector, each measured: loss, AP, seconds per iteration, speed-up."""
+    return [PublishedRow(config, detector, backbone, *each, **others) for each in measured]
 
 
 PUBLISHED: tuple[PublishedRow, ...] = (
-    *_pair(
+    *_rows(
         "faster_rcnn_R_50_FPN_1x", "Faster R-CNN", "R-50",
-        ("rs", 39.4, 0.50), ("brs", 39.5, 0.17), 3.0, options=_COCO_THRESHOLD,
+        ("rs", 39.4, 0.50, None), ("brs", 39.5, 0.17, 3.0), options=_COCO_THRESHOLD,
     ),
-    *_pair(
+    *_rows(
         "faster_rcnn_R_101_DCN_FPN_3x", "Faster R-CNN", "R-101-DCN",
-        ("rs", 47.3, 0.91), ("brs", 47.7, 0.47), 2.0, epochs=36, options=_COCO_THRESHOLD,
+        ("rs", 47.3, 0.91, None), ("brs", 47.7, 0.47, 2.0), epochs=36, options=_COCO_THRESHOLD,
     ),
-    *_pair(
+    *_rows(
         "cascade_rcnn_R_50_FPN_1x", "Cascade R-CNN", "R-50",
-        ("rs", 41.1, 1.28), ("brs", 41.1, 0.24), 5.3, options=_COCO_THRESHOLD,
+        ("rs", 41.1, 1.28, None), ("brs", 41.1, 0.24, 5.3), options=_COCO_THRESHOLD,
     ),
-    *_pair(
+    *_rows(
         "atss_R_50_FPN_1x", "ATSS", "R-50",
-        ("ap", 38.3, 0.34), ("bap", 38.5, 0.18), 1.9,
+        ("ap", 38.3, 0.34, None), ("bap", 38.5, 0.18, 1.9),
+        ("rs", 39.8, 0.36, None), ("brs", 39.8, 0.15, 2.4),
     ),
-    *_pair(
-        "atss_R_50_FPN_1x", "ATSS", "R-50",
-        ("rs", 39.8, 0.36), ("brs", 39.8, 0.15), 2.4,
-    ),
-    *_pair(
+    *_rows(
         "paa_R_50_FPN_1x", "PAA", "R-50",
-        ("ap", 37.3, None), ("bap", 37.2, None), 1.5,
+        ("ap", 37.3, None, None), ("bap", 37.2, None, 1.5),
+        ("rs", 40.8, None, None), ("brs", 40.8, 0.36, 1.9),
     ),
-    *_pair(
-        "paa_R_50_FPN_1x", "PAA", "R-50",
-        ("rs", 40.8, None), ("brs", 40.8, 0.36), 1.9,
-    ),
-    *_pair(
+    *_rows(
         "mask_rcnn_R_50_FPN_1x", "Mask R-CNN", "R-50",
-        ("rs", 36.3, 0.68), ("brs", 36.2, 0.29), 2.3, metric="segm", options=_COCO_THRESHOLD,
+        ("rs", 36.3, 0.68, None), ("brs", 36.2, 0.29, 2.3), metric="segm", options=_COCO_THRESHOLD,
     ),
-    *_pair(
+    *_rows(
         "mask_rcnn_R_101_FPN_3x", "Mask R-CNN", "R-101",
-        ("rs", 40.2, 0.71), ("brs", 40.3, 0.33), 2.2, metric="segm", epochs=36,
+        ("rs", 40.2, 0.71, None), ("brs", 40.3, 0.33, 2.2), metric="segm", epochs=36,
         options=_COCO_THRESHOLD,
     ),
-    *_pair(
+    *_rows(
         "mask_rcnn_R_50_FPN", "Mask R-CNN", "R-50",
-        ("rs", 38.2, 0.43), ("brs", 38.5, 0.19), 2.3, metric="segm", dataset="Cityscapes",
+        ("rs", 38.2, 0.43, None), ("brs", 38.5, 0.19, 2.3), metric="segm", dataset="Cityscapes",
     ),
-    *_pair(
+    *_rows(
         "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", "Mask R-CNN", "R-50",
-        ("rs", 25.6, 0.87), ("brs", 25.8, 0.35), 2.5, metric="segm", dataset="LVIS v1",
+        ("rs", 25.6, 0.87, None), ("brs", 25.8, 0.35, 2.5), metric="segm", dataset="LVIS v1",
         options=_LVIS_THRESHOLD,
     ),
     # The score-based Co-DETR; BRS-DETR is the paper's name for its bucketed form.
-    PublishedRow(
-        "codetr_R_50_1x", "score", "bbox", 49.3, None, None, None, "Co-DETR", "R-50", 12, "COCO"
+    *_rows(
+        "codetr_R_50_1x", "Co-DETR", "R-50",
+        ("score", 49.3, None, None), ("rs", None, 4.14, None), ("brs", 50.1, 0.69, 6.0),
     ),
-    PublishedRow(
-        "codetr_R_50_1x", "rs", "bbox", None, None, None, 4.14, "Co-DETR", "R-50", 12, "COCO"
-    ),
-    PublishedRow(
-        "codetr_R_50_1x", "brs", "bbox", 50.1, 67.4, 54.6, 0.69, "Co-DETR", "R-50", 12, "COCO", 6.0
-    ),
-    *_pair(
+    *_rows(
         "codetr_swin_t_1x", "Co-DETR", "Swin-T",
-        ("score", 51.7, None), ("brs", 52.3, None), None,
+        ("score", 51.7, None, None), ("brs", 52.3, None, None),
     ),
-    *_pair(
+    *_rows(
         "codetr_swin_l_1x", "Co-DETR", "Swin-L",
-        ("score", 56.9, None), ("brs", 57.2, None), None,
+        ("score", 56.9, None, None), ("brs", 57.2, None, None),
     ),
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 import ast
 import difflib
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +78,14 @@ class ConfigSummary:
     batch_size: int
     published: tuple[PublishedRow, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
-
 
 def list_configs() -> list[ConfigSummary]:
     """A summary of every shipped config."""
-    return [summarise_config(name, path) for name, path in available_configs().items()]
+    return [_summarise(name, path) for name, path in available_configs().items()]
 
 
-def summarise_config(name: str, path: Path) -> ConfigSummary:
-    """What a config holds, with its bases; the recipe of ranking losses left aside."""
+def _summarise(name: str, path: Path) -> ConfigSummary:
+    """The recipe of ranking losses is left aside."""
     config = _read_with_bases(path)
     model, solver = config["MODEL"], config["SOLVER"]
     train = config["DATASETS"]["TRAIN"]

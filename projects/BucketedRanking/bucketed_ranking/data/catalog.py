@@ -14,16 +14,15 @@ from detectron2.data.datasets import register_coco_instances
 from faster_coco_eval import COCO
 
 from ..errors import BucketRankError
-from .coco import DatasetInfo, clean_dataset, describe_dataset
+from .coco import DatasetInfo, clean_dataset
 from .entries import DatasetEntry
 from .files import read_coco
 from .registry import find_dataset, list_datasets
 
 logger = logging.getLogger("bucketed_ranking.data")
 
-# What Detectron2 reads and evaluates a data set with, by its evaluator type. cityscapesscripts
-# without its own dependencies: it asks for a package named typing.
-_TOOLS = {"cityscapes_instance": ("cityscapesscripts", "pyquaternion", "shapely")}
+# Installed without their own dependencies: cityscapesscripts asks for a package named typing.
+_CITYSCAPES_TOOLS = ("cityscapesscripts", "pyquaternion", "shapely")
 _ADDRESSES = {
     "coco": "https://cocodataset.org",
     "lvis": "https://www.lvisdataset.org (its pictures are COCO's)",
@@ -36,8 +35,7 @@ def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
 
     What users registered is cleaned first, and Detectron2 gets the clean JSON: a degenerate box
     or an unreadable picture is skipped with a warning that counts it. Detectron2's own data sets
-    keep the registration that Detectron2 gave them. Calling it again is cheap and changes nothing,
-    unless the files have changed.
+    keep their registration. Calling it again is cheap, unless the files have changed.
 
     Args:
         name: see :func:`find_dataset`.
@@ -50,14 +48,11 @@ def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
     entry = find_dataset(name) if known else remembered
     if entry.origin == "detectron2":
         return _describe_builtin(entry)
-    info = describe_dataset(entry) if entry.origin == "embedded" else clean_dataset(entry)
+    info = clean_dataset(entry)
     if _add_to_catalogs(info) and info.skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in info.skipped.items())
         logger.warning(
-            "Data set '%s': skipped %s (`bucketrank dataset check %s` shows which)",
-            name,
-            counts,
-            name,
+            f"Data set '{name}': skipped {counts} (`bucketrank dataset check {name}` shows which)"
         )
     return info
 
@@ -106,11 +101,8 @@ def require_masks(info: DatasetInfo) -> None:
             "take a detector of boxes (MODEL.MASK_ON False)."
         )
     logger.warning(
-        "Data set '%s': %d of the %d objects have no mask; they are taken for crowds, neither "
-        "learnt nor counted",
-        info.name,
-        missing,
-        len(objects),
+        f"Data set '{info.name}': {missing} of the {len(objects)} objects have no mask; they are "
+        "taken for crowds, neither learnt nor counted"
     )
 
 
@@ -124,7 +116,7 @@ def _add_to_catalogs(info: DatasetInfo) -> bool:
     # Given here, not only found when the JSON is loaded, so that prediction has them too.
     indices = {category: index for index, category in enumerate(info.category_ids)}
     metadata = {
-        "thing_classes": list(info.class_names),
+        "thing_classes": info.class_names,
         "thing_dataset_id_to_contiguous_id": indices,
     }
     register_coco_instances(info.name, metadata, str(info.json), str(info.images))
@@ -152,23 +144,20 @@ def _describe_builtin(entry: DatasetEntry) -> DatasetInfo:
             f"pictures in {entry.images} (set DETECTRON2_DATASETS to change where); they come from "
             f"{_ADDRESSES[kind]}."
         )
-    _require_tools(entry.name, kind)
     if kind == "cityscapes_instance":
+        missing = [package for package in _CITYSCAPES_TOOLS if find_spec(package) is None]
+        if missing:
+            raise BucketRankError(
+                f"'{entry.name}' needs what is not installed: {', '.join(missing)}; `make setup` "
+                "in a checkout of bucketrank installs it, or `pip install --no-deps "
+                f"{' '.join(missing)}`."
+            )
         return _describe_cityscapes(entry)
     if kind == "lvis":
         _make_lvis_importable()
-    info = replace(describe_dataset(entry), evaluator=kind)
+    info = replace(clean_dataset(entry), evaluator=kind)
     # Detectron2 names LVIS' classes by their first synonym, whatever the JSON calls them.
-    return replace(info, class_names=tuple(metadata.thing_classes)) if kind == "lvis" else info
-
-
-def _require_tools(name: str, kind: str) -> None:
-    missing = [package for package in _TOOLS.get(kind, ()) if find_spec(package) is None]
-    if missing:
-        raise BucketRankError(
-            f"'{name}' needs what is not installed: {', '.join(missing)}; `make setup` in a "
-            f"checkout of bucketrank installs it, or `pip install --no-deps {' '.join(missing)}`."
-        )
+    return replace(info, class_names=metadata.thing_classes) if kind == "lvis" else info
 
 
 @lru_cache
@@ -191,8 +180,8 @@ def _describe_cityscapes(entry: DatasetEntry) -> DatasetInfo:
         name=entry.name,
         json=entry.json,
         images=entry.images,
-        category_ids=tuple(category_ids(entry.name)),
-        class_names=tuple(MetadataCatalog.get(entry.name).thing_classes),
+        category_ids=category_ids(entry.name),
+        class_names=MetadataCatalog.get(entry.name).thing_classes,
         num_images=len(records),
         num_annotations=sum(len(record["annotations"]) for record in records),
         has_masks=True,

@@ -58,20 +58,11 @@ class Finding:
 
 
 class _UnusableError(Exception):
-    """A record that is left out, by the kind of finding (or another reason) and an example."""
-
-    def __init__(self, kind: str, example: str = ""):
-        super().__init__(kind, example)
-        self.kind, self.example = kind, example
+    """A record that is left out: the kind of finding (or another reason), and an example."""
 
 
 class DatasetCleaner:
-    """Goes through the content of a COCO JSON once.
-
-    Args:
-        entry: the data set.
-        content: its JSON, with the three lists that COCO has.
-        facts: what is known of the picture files, by file name.
+    """Goes once through the content of a COCO JSON, with what is known of its files by name.
 
     Attributes:
         findings: what is wrong, by kind.
@@ -84,7 +75,9 @@ class DatasetCleaner:
         self.facts = facts
         self.findings: dict[str, Finding] = {}
         self.skipped: Counter[str] = Counter()
-        self._has_masks = _mostly_masks(content["annotations"])
+        given = [a.get("segmentation") for a in content["annotations"] if isinstance(a, dict)]
+        plausible = sum(valid_mask(segmentation) is not None for segmentation in given)
+        self._has_masks = plausible > 0 and 2 * plausible >= len(content["annotations"])
         self._categories: dict[str, dict[str, Any]] = {}
         self._images: dict[str, dict[str, Any] | None] = {}  # None: skipped
         self._seen: set[tuple[Any, ...]] = set()
@@ -133,9 +126,10 @@ class DatasetCleaner:
             try:
                 kept.append(clean(record, index))
             except _UnusableError as error:
-                self.skipped[error.kind] += 1
-                if error.kind in KINDS:
-                    self._note(error.kind, error.example)
+                kind, example = error.args
+                self.skipped[kind] += 1
+                if kind in KINDS:
+                    self._note(kind, example)
         return kept
 
     def _category(self, record: Any, index: int) -> dict[str, Any]:
@@ -187,7 +181,7 @@ class DatasetCleaner:
             raise _UnusableError("unknown image id", f"{place}: image_id {image_key}")
         image = self._images[image_key]
         if image is None:
-            raise _UnusableError("annotation of a skipped image")
+            raise _UnusableError("annotation of a skipped image", "")
         place += f" in '{image['file_name']}'"
         category = self._categories.get(category_key)
         if category is None:
@@ -273,11 +267,3 @@ def _hint(folder: Path, name: str) -> str:
         if (below / name).is_file():
             return f" (but in {below}: give that folder)"
     return ""
-
-
-def _mostly_masks(annotations: list[Any]) -> bool:
-    """Whether at least half of the annotations have a plausible mask: a data set of masks."""
-    plausible = sum(
-        isinstance(a, dict) and valid_mask(a.get("segmentation")) is not None for a in annotations
-    )
-    return plausible * 2 >= len(annotations) > 0

@@ -20,7 +20,7 @@ from ..errors import BucketRankError
 from .cleaning import KINDS, DatasetCleaner, Finding
 from .entries import DatasetEntry
 from .fields import file_name
-from .files import cache_folder, read_coco, write_atomically
+from .files import read_coco, user_folder, write_atomically
 from .images import examine_images
 
 VERSION = 2
@@ -55,7 +55,6 @@ class DatasetInfo:
     """What training, evaluation and ``show`` take from a data set.
 
     Attributes:
-        name: its name.
         json, images: the files that are used. Detectron2 and pycocotools take the JSON without
             complaint, except that of Cityscapes, which is a folder.
         category_ids: the JSON's own, ascending.
@@ -70,8 +69,8 @@ class DatasetInfo:
     name: str
     json: Path
     images: Path
-    category_ids: tuple[int, ...]
-    class_names: tuple[str, ...]
+    category_ids: list[int]
+    class_names: list[str]
     num_images: int
     num_annotations: int
     has_masks: bool
@@ -100,38 +99,30 @@ def check_dataset(entry: DatasetEntry) -> CheckReport:
 
 
 def clean_dataset(entry: DatasetEntry) -> DatasetInfo:
-    """Writes a clean copy of the JSON into the cache folder, unless it is there already.
+    """Describes a data set as training takes it; of a user's JSON, writes a clean copy.
 
-    The copy is found again as long as the JSON, the pictures and this module's version stay the
-    same. In it, every annotation has an id of its own, a box inside its picture, an area and an
-    ``iscrowd`` flag; a data set held out from one JSON has only its part.
+    Data sets that come with this package or Detectron2 are taken as they are. The copy lies in the
+    cache folder, and is found again as long as the JSON, the pictures and this module's version
+    stay the same. In it, every annotation has an id of its own, a box inside its picture, an area
+    and an ``iscrowd`` flag; a data set held out from one JSON has only its part.
 
     Raises:
         BucketRankError: if the JSON cannot be read or nothing usable is left.
     """
+    if not entry.is_users:
+        file = _cache_file(entry, [str(entry.json), _stamp(entry.json)], ".summary.json")
+        if not file.is_file():
+            write_atomically(file, json.dumps(_describe(read_coco(entry.json), {})))
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        return DatasetInfo(entry.name, entry.json, entry.images, **fields)
     path, record = _cleaned(entry)
     if record["complaint"] is not None:
         raise BucketRankError(record["complaint"])
-    return _info(entry, path, record["info"])
-
-
-def describe_dataset(entry: DatasetEntry) -> DatasetInfo:
-    """What the JSON holds, taken as it is: for data sets that need no cleaning.
-
-    Raises:
-        BucketRankError: if the JSON cannot be read.
-    """
-    file = _cache_file(entry, [str(entry.json), _stamp(entry.json)], ".summary.json")
-    if not file.is_file():
-        write_atomically(file, json.dumps(_describe(read_coco(entry.json), {})))
-    return _info(entry, entry.json, json.loads(file.read_text(encoding="utf-8")))
+    return DatasetInfo(entry.name, path, entry.images, **record["info"])
 
 
 def _cleaned(entry: DatasetEntry) -> tuple[Path, dict[str, Any]]:
-    """The path of the clean copy, and what cleaning found, both made unless they are there.
-
-    Data sets that come with this package or Detectron2 are used as they are: they get no copy.
-    """
+    """The path of a user's clean copy, and what cleaning found, made unless they are there."""
     content = read_coco(entry.json)
     if entry.part is not None:
         content = _part(content, entry.part, entry.val_fraction or 0.0)
@@ -154,7 +145,7 @@ def _cleaned(entry: DatasetEntry) -> tuple[Path, dict[str, Any]]:
             (found[k].kind, found[k].count, found[k].examples) for k in KINDS if k in found
         ],
         "complaint": None if usable else cleaner.complaint(),
-        "copied": usable and entry.origin in ("user", "project"),
+        "copied": usable and entry.is_users,
         "info": _describe(cleaner.clean, cleaner.skipped),
     }
     if record["copied"]:
@@ -170,16 +161,14 @@ def _part(content: dict[str, Any], part: str, val_fraction: float) -> dict[str, 
     held_out = min(max(1, round(len(ordered) * val_fraction)), max(0, len(ordered) - 1))
     val_names = set(ordered[:held_out])
     val_ids = {str(i.get("id")) for i in content["images"] if file_name(i) in val_names}
-
-    def belongs(in_val: bool) -> bool:
-        return in_val == (part == "val")
-
-    def image_id(annotation: Any) -> str:
-        return str(annotation.get("image_id")) if isinstance(annotation, dict) else ""
-
+    is_val = part == "val"
     return content | {
-        "images": [i for i in content["images"] if belongs(file_name(i) in val_names)],
-        "annotations": [a for a in content["annotations"] if belongs(image_id(a) in val_ids)],
+        "images": [i for i in content["images"] if (file_name(i) in val_names) == is_val],
+        "annotations": [
+            a
+            for a in content["annotations"]
+            if (isinstance(a, dict) and str(a.get("image_id")) in val_ids) == is_val
+        ],
     }
 
 
@@ -197,15 +186,10 @@ def _describe(content: dict[str, Any], skipped: dict[str, int]) -> dict[str, Any
     }
 
 
-def _info(entry: DatasetEntry, path: Path, fields: dict[str, Any]) -> DatasetInfo:
-    lists = {key: tuple(fields[key]) for key in ("category_ids", "class_names")}
-    return DatasetInfo(entry.name, path, entry.images, **(fields | lists))
-
-
 def _cache_file(entry: DatasetEntry, state: list[Any], suffix: str) -> Path:
     """A file in the cache folder whose name changes with the state."""
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
-    return cache_folder() / "clean" / f"{entry.name}-{digest}{suffix}"
+    return user_folder("cache") / "clean" / f"{entry.name}-{digest}{suffix}"
 
 
 def _stamp(path: Path) -> list[int] | None:

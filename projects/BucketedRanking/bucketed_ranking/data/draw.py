@@ -33,13 +33,10 @@ class LabelledBox(NamedTuple):
 
 
 def draw_pictures(entry: DatasetEntry, count: int, folder: Path) -> list[Path]:
-    """Draws ``count`` pictures, spread evenly over those that have boxes, and saves them as PNG.
+    """Draws ``count`` pictures, spread evenly over those that have boxes; returns the PNG files.
 
     Small pictures are enlarged so that the class names can be read. Files in ``folder`` that have
     the same name are replaced.
-
-    Returns:
-        the files written.
 
     Raises:
         BucketRankError: if the data set is not usable or the folder cannot be written.

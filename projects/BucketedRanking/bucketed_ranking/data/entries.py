@@ -51,6 +51,11 @@ class DatasetEntry:
         return cls(**(values | {key: Path(values[key]) for key in ("json", "images")}))
 
     @property
+    def is_users(self) -> bool:
+        """Whether users have registered it; other data sets need no cleaning."""
+        return self.origin in ("user", "project")
+
+    @property
     def present(self) -> bool:
         """Whether its files are there; the embedded data set, made on first use, always is."""
         return self.origin == "embedded" or (self.json.exists() and self.images.is_dir())

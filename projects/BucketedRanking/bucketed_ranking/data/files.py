@@ -4,25 +4,16 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from platformdirs import PlatformDirs
 
 from ..errors import BucketRankError
 
 
-def cache_folder() -> Path:
-    """Folder of generated data: ``$BUCKETRANK_HOME``, else ``bucketrank`` in the user's cache."""
-    return _user_folder("cache")
-
-
-def config_folder() -> Path:
-    """Folder of the registry: ``$BUCKETRANK_HOME``, else ``bucketrank`` in the user's config."""
-    return _user_folder("config")
-
-
-def _user_folder(kind: str) -> Path:
-    """The platform's own place, unless there is only a folder where older versions put it."""
+def user_folder(kind: Literal["cache", "config"]) -> Path:
+    """``$BUCKETRANK_HOME``, else ``bucketrank`` in the user's folder for generated data or the
+    registry: the platform's own, unless there is only one where older versions put it."""
     if home := os.environ.get("BUCKETRANK_HOME"):
         return Path(home).expanduser().absolute()
     standard: Path = getattr(PlatformDirs("bucketrank", appauthor=False), f"user_{kind}_path")
@@ -45,11 +36,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_coco(path: Path) -> dict[str, Any]:
-    """The content of a COCO-format JSON.
+    """The content of a COCO-format JSON, which has lists of images, annotations and categories.
 
     Raises:
-        BucketRankError: if the file cannot be read, is not JSON, or lacks one of the three lists
-            ``images``, ``annotations`` and ``categories``.
+        BucketRankError: if the file cannot be read, is not JSON, or lacks one of them.
     """
     if path.is_dir():
         raise BucketRankError(f"{path} is a folder, not a COCO JSON: only training can use it.")

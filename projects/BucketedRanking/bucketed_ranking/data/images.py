@@ -31,12 +31,9 @@ class ImageFacts:
 
 
 def examine_images(folder: Path, names: Collection[str], decode: bool) -> dict[str, ImageFacts]:
-    """Examines picture files, several at a time.
+    """Examines picture files, several at a time; ``names`` are relative to the folder.
 
-    Args:
-        folder: what the names are relative to.
-        names: file names as the JSON gives them.
-        decode: whether to decode every pixel, which finds truncated files, or read headers only.
+    ``decode`` reads every pixel, which finds truncated files, and not headers alone.
     """
     if len(names) > 1000:
         logger.info("Reading %d pictures in %s (once)", len(names), folder)

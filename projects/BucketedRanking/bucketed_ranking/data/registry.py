@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import BucketRankError
 from .entries import DatasetEntry, drop_entry, edited_registry, is_fraction, read_entries
-from .files import config_folder, read_coco
+from .files import read_coco, user_folder
 from .shapes import annotations_file, ensure_shapes, shapes_folder
 
 PROJECT_FILE = "bucketrank-datasets.yaml"
@@ -63,7 +63,7 @@ _BUILT_IN = _EMBEDDED.keys() | _DETECTRON2.keys()
 
 def registry_file() -> Path:
     """The user's registry; it need not exist."""
-    return config_folder() / "datasets.yaml"
+    return user_folder("config") / "datasets.yaml"
 
 
 def project_file() -> Path | None:
@@ -80,11 +80,9 @@ def detectron2_root() -> Path:
 
 def list_datasets() -> list[DatasetEntry]:
     """Every registered split: the project's and the user's, the embedded ones, Detectron2's."""
-    known = {**_user_entries(), **_project_entries()}
-    entries = dict(sorted(known.items()))
-    for name in (*_EMBEDDED, *_DETECTRON2):
-        entries.setdefault(name, _built_in(name))
-    return list(entries.values())
+    known = _user_entries() | _project_entries()
+    built_in = map(_built_in, (*_EMBEDDED, *_DETECTRON2))
+    return [*(known[name] for name in sorted(known)), *built_in]
 
 
 def find_dataset(name: str) -> DatasetEntry:
@@ -186,12 +184,7 @@ def add_dataset(
 
 
 def remove_dataset(name: str) -> list[str]:
-    """Takes a name, or the two splits of a data set, out of the user's registry.
-
-    The files that it points to are never touched.
-
-    Returns:
-        the names removed.
+    """Takes a name, or both splits of a data set, out of the user's registry; returns the names.
 
     Raises:
         BucketRankError: if the name is not in the user's registry; says where it is.
@@ -247,8 +240,6 @@ def _check_options(name: str, val_json: Any, val_images: Any, val_fraction: Any)
 def _existing(json_file: Path | str, images: Path | str) -> dict[str, str]:
     """The fields of an entry, as absolute paths; raises if a file is absent or not COCO."""
     json_path, folder = (Path(path).expanduser().absolute() for path in (json_file, images))
-    if not json_path.is_file():
-        raise BucketRankError(f"There is no JSON at {json_path}.")
     if not folder.is_dir():
         raise BucketRankError(f"There is no image folder at {folder}.")
     read_coco(json_path)

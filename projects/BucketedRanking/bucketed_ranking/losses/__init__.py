@@ -1,21 +1,5 @@
 """Ranking-based losses in PyTorch alone: AP, aLRP and Rank & Sort, bucketed and exact."""
 
-from .api import (
-    ALGORITHMS,
-    DEFAULT_DELTAS,
-    LOSS_NAMES,
-    RankingLoss,
-    alrp_loss,
-    ap_loss,
-    rank_sort_loss,
-)
+from .api import LOSS_NAMES, RankingLoss, alrp_loss, ap_loss, rank_sort_loss
 
-__all__ = [
-    "ALGORITHMS",
-    "DEFAULT_DELTAS",
-    "LOSS_NAMES",
-    "RankingLoss",
-    "alrp_loss",
-    "ap_loss",
-    "rank_sort_loss",
-]
+__all__ = ["LOSS_NAMES", "RankingLoss", "alrp_loss", "ap_loss", "rank_sort_loss"]

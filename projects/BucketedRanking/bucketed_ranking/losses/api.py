@@ -18,8 +18,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     for objective in (AveragePrecision, LocalisationRecallPrecision, RankSort)
 }
 _ALGORITHMS: dict[str, type[Algorithm]] = {"loop": Loop, "bucketed": Buckets, "exact": Bins}
-ALGORITHMS = tuple(_ALGORITHMS)
-DEFAULT_DELTAS = {name: objective.default_delta for name, objective in OBJECTIVES.items()}
 
 LOSS_NAMES: dict[str, tuple[str, str]] = {
     pattern.format(name): (name, algorithm)
@@ -85,10 +83,7 @@ def rank_sort_loss(
             negative, -1 takes no part.
 
     Returns:
-        Two scalars, the ranking and the sorting error, otherwise as :func:`ap_loss`.
-
-    Raises:
-        ValueError: an argument's shape, type, value or name is not as above.
+        Two scalars, the ranking and the sorting error; all else, errors too, as :func:`ap_loss`.
     """
     ranking = _ranking("rs", algorithm, delta, False, chunk_size)
     ranking_error, sorting_error = _dense(ranking, logits, targets, None)
@@ -117,10 +112,7 @@ def alrp_loss(
 
     Returns:
         Two scalars, the classification part (gradient to the logits) and the localisation part
-        (gradient to the box losses), otherwise as :func:`ap_loss`.
-
-    Raises:
-        ValueError: an argument's shape, type, value or name is not as above.
+        (gradient to the box losses); all else, errors too, as :func:`ap_loss`.
     """
     ranking = _ranking("alrp", algorithm, delta, False, chunk_size)
     classification, localisation = _dense(ranking, logits, targets, box_losses)
@@ -196,7 +188,7 @@ class RankingLoss(nn.Module):
             box_losses: [P] in the order of ``positives``; required by aLRP, unused otherwise.
 
         Returns:
-            Scalars ``loss_rank`` and, for RS, ``loss_sort``, for aLRP, ``loss_loc``.
+            See :meth:`forward`.
 
         Raises:
             ValueError: a shape or type is not as above.
@@ -218,8 +210,8 @@ def _ranking(
     name: str, algorithm: str, delta: float, interpolated: bool, chunk_size: int | None
 ) -> Ranking:
     objective = OBJECTIVES[name]
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
+    if algorithm not in _ALGORITHMS:
+        raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(_ALGORITHMS)}")
     if algorithm not in objective.algorithms:
         choice = " or ".join(map(repr, sorted(objective.algorithms)))
         raise ValueError(
@@ -240,7 +232,6 @@ def _ranking(
 def _dense(
     ranking: Ranking, logits: Tensor, targets: Tensor, box_losses: Tensor | None
 ) -> tuple[Tensor, ...]:
-    _check_logits(logits)
     if targets.shape != logits.shape:
         raise ValueError(
             f"targets must have the shape of logits, {list(logits.shape)}, "
@@ -269,7 +260,10 @@ def _indexed(
     ignored: Tensor | None,
     box_losses: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    _check_logits(logits)
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be float16, bfloat16, float32 or float64, not {logits.dtype}"
+        )
     if positives.dtype != torch.int64 or positives.dim() != 1:
         raise ValueError(
             "positives must be flat indices, an int64 tensor [P], not "
@@ -289,13 +283,6 @@ def _indexed(
     ignored = None if ignored is None else ignored.reshape(-1)
     participants = Participants(positives, qualities.detach(), ignored)
     return ranking_losses(ranking, logits, participants, box_losses)
-
-
-def _check_logits(logits: Tensor) -> None:
-    if not logits.is_floating_point():
-        raise ValueError(
-            f"logits must be float16, bfloat16, float32 or float64, not {logits.dtype}"
-        )
 
 
 def _check_per_positive(name: str, values: Tensor, positives: Tensor) -> None:

@@ -14,24 +14,19 @@ from pathlib import Path
 from filelock import FileLock
 
 from ...errors import BucketRankError
-from ..files import cache_folder
+from ..files import user_folder
 
 logger = logging.getLogger(__name__)
 
 VERSION = 2
 SEED = 20240
-NUM_TRAIN = 800
-NUM_VAL = 200
+SIZES = {"train": 800, "val": 200}
+"""Number of pictures of each split."""
 
 
-def shapes_folder(
-    root: Path | str | None = None, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL
-) -> Path:
-    """The folder of the data set of these sizes, whether or not it has been made."""
-    name = f"shapes-v{VERSION}"
-    if (num_train, num_val) != (NUM_TRAIN, NUM_VAL):
-        name += f"-{num_train}-{num_val}"
-    return Path(cache_folder() if root is None else root) / name
+def shapes_folder() -> Path:
+    """The folder of the data set, whether or not it has been made."""
+    return user_folder("cache") / f"shapes-v{VERSION}"
 
 
 def annotations_file(folder: Path, split: str) -> Path:
@@ -39,34 +34,18 @@ def annotations_file(folder: Path, split: str) -> Path:
     return folder / "annotations" / f"instances_{split}.json"
 
 
-def ensure_shapes(
-    root: Path | str | None = None, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL
-) -> Path:
-    """Makes the data set if it is not there yet.
+def ensure_shapes(folder: Path | None = None, sizes: dict[str, int] = SIZES) -> Path:
+    """Makes the data set if it is not there yet, by default in ``shapes_folder()``; returns where.
 
     The folder holds ``annotations/instances_{train,val}.json`` and the pictures in ``train/`` and
     ``val/``. Picture i of a split does not depend on how many there are. The folder is made beside
     its place and renamed at the end, so it is either complete or absent; of several processes one
     makes it and the others wait.
 
-    Args:
-        root: the folder to put it into; by default the cache folder.
-        num_train: number of training pictures.
-        num_val: number of validation pictures.
-
-    Returns:
-        the data set's folder.
-
     Raises:
-        BucketRankError: a number is not positive, or the folder cannot be written.
+        BucketRankError: the folder cannot be written.
     """
-    if num_train < 1 or num_val < 1:
-        raise BucketRankError(
-            f"The shapes data set needs at least one picture in each split, not {num_train} "
-            f"for training and {num_val} for validation."
-        )
-    folder = shapes_folder(root, num_train, num_val)
-    sizes = {"train": num_train, "val": num_val}
+    folder = folder or shapes_folder()
     if _is_complete(folder, sizes):
         return folder
     try:

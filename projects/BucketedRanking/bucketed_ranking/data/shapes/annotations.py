@@ -70,11 +70,8 @@ def trace_polygons(mask: np.ndarray, x: int, y: int) -> list[list[float]]:
 
     They run along the pixels' outer edges, where COCO's polygons run (OpenCV's own contours join
     pixel centres and lose half a pixel all round), simplified by less than half a pixel. A polygon
-    cannot have a hole, so a mask with one is cut in two through the hole.
-
-    Args:
-        mask: bool [h, w].
-        x, y: where the mask's corner lies in the picture, in pixels.
+    cannot have a hole, so a mask with one is cut in two through the hole. The mask, bool [h, w],
+    has its corner at (x, y) in the picture.
     """
     scale = _TRACING_SCALE
     fine = mask.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)

@@ -74,8 +74,5 @@ SHAPES = tuple(_SHAPES.values())
 """What they look like, in the same order."""
 HEAD_TO_TAIL = 6.0
 """How many times more often the first class is drawn than the last; geometric in between."""
-
-
-def class_weights() -> np.ndarray:
-    """How often each class is drawn, relative to the first: float64 [number of classes]."""
-    return HEAD_TO_TAIL ** (-np.arange(len(SHAPES)) / (len(SHAPES) - 1))
+WEIGHTS = HEAD_TO_TAIL ** (-np.arange(len(SHAPES)) / (len(SHAPES) - 1))
+"""How often each class is drawn, relative to the first: float64 [number of classes]."""

@@ -22,12 +22,14 @@ _SUBPIXEL_BITS = 4
 class Patch:
     """A rasterised outline, cut to the picture: where it lies, its coverage and own coordinates.
 
+    ``area`` is that of the whole outline in pixels, the part outside the picture included;
     ``alpha`` is float32 [h, w] in 0..1, ``solid`` its pixels covered by half or more; ``u`` and
     ``v``, float32 [h, w], are -1..1 across the outline, along its own axes.
     """
 
     rows: slice
     columns: slice
+    area: int
     alpha: np.ndarray
     solid: np.ndarray
     u: np.ndarray
@@ -41,13 +43,8 @@ def rasterise(
     radius: float,
     shape: tuple[int, ...],
     turn: float = math.pi,
-) -> tuple[Patch | None, int]:
-    """Turns, stretches and rasterises an outline [N, 2] given in -1..1.
-
-    Returns:
-        the patch (None if no pixel of it is in the picture) and the area in pixels of the whole
-        outline, the part outside the picture included.
-    """
+) -> Patch | None:
+    """Turns, stretches and rasterises an outline [N, 2] given in -1..1; None if all is outside."""
     angle = rng.uniform(-turn, turn)
     stretch = math.exp(rng.uniform(-0.1, 0.1))
     axes = np.array([radius * stretch, radius / stretch])
@@ -61,8 +58,7 @@ def rasterise(
     fine = np.zeros((size[1], size[0]), np.uint8)
     fixed = np.rint(((points - low) * scale - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     cv2.fillPoly(fine, [fixed], 1, lineType=cv2.LINE_8, shift=_SUBPIXEL_BITS)
-    lines = sum(fine[row::scale] for row in range(scale))
-    coverage = sum(lines[:, column::scale] for column in range(scale))
+    coverage = fine.reshape(size[1] // scale, scale, size[0] // scale, scale).sum((1, 3))
     half = scale * scale // 2
     area = int((coverage >= half).sum())
 
@@ -70,7 +66,7 @@ def rasterise(
     x0, y0 = max(low[0], 0), max(low[1], 0)
     x1, y1 = min(high[0], width), min(high[1], height)
     if x1 <= x0 or y1 <= y0:
-        return None, area
+        return None
     coverage = coverage[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]]
     x, y = np.meshgrid(
         np.arange(x0, x1, dtype=np.float32) + 0.5 - np.float32(center[0]),
@@ -79,7 +75,7 @@ def rasterise(
     u = (cos * x + sin * y) / np.float32(axes[0])
     v = (-sin * x + cos * y) / np.float32(axes[1])
     alpha = coverage.astype(np.float32) / (scale * scale)
-    return Patch(slice(y0, y1), slice(x0, x1), alpha, coverage >= half, u, v), area
+    return Patch(slice(y0, y1), slice(x0, x1), area, alpha, coverage >= half, u, v)
 
 
 def paint(canvas: np.ndarray, patch: Patch, colors: np.ndarray, opacity: float = 1.0) -> None:
@@ -132,7 +128,7 @@ def draw_distractor(rng: UniformSampler, canvas: np.ndarray) -> None:
         outline = SQUARE * np.array([1.6, rng.uniform(0.15, 0.3)])
     else:
         outline = DISC * np.array([1.2, rng.uniform(0.25, 0.42)])
-    patch, _ = rasterise(rng, outline, center, rng.uniform(10, 36), canvas.shape)
+    patch = rasterise(rng, outline, center, rng.uniform(10, 36), canvas.shape)
     if patch is None:
         return
     shape = SHAPES[rng.integer(0, len(SHAPES) - 1)]
@@ -148,7 +144,7 @@ def draw_bar(rng: UniformSampler, canvas: np.ndarray) -> Patch | None:
     height, width = canvas.shape[:2]
     center = rng.point(width, height)
     outline = SQUARE * np.array([1.0, rng.uniform(0.05, 0.08)])
-    patch, _ = rasterise(rng, outline, center, rng.uniform(40, 80), canvas.shape)
+    patch = rasterise(rng, outline, center, rng.uniform(40, 80), canvas.shape)
     if patch is not None:
         paint(canvas, patch, _any_color(rng) + 10 * rng.noise(*patch.u.shape)[..., None])
     return patch

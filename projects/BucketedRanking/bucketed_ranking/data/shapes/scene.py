@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .classes import SHAPES, class_weights
+from .classes import SHAPES, WEIGHTS
 from .drawing import (
     Patch,
     background,
@@ -37,12 +37,9 @@ class SceneObject:
 def draw_scene(rng: UniformSampler) -> tuple[np.ndarray, list[SceneObject]]:
     """Draws one scene, which depends on the sampler's seed alone.
 
-    Masks are modal, as in COCO: what an object hides, or the picture's edge cuts off, is not in the
-    mask. An object of which less than a fifth, or fewer than 64 pixels, can be seen is dropped from
-    the list and stays in the picture as clutter.
-
-    Returns:
-        the picture, uint8 RGB [H, W, 3], and its objects, the hindmost first.
+    Returns the picture, uint8 RGB [H, W, 3], and its objects, the hindmost first. Masks are modal,
+    as in COCO: what an object hides, or the picture's edge cuts off, is not in the mask. An object
+    of which less than a fifth, or fewer than 64 pixels, can be seen is left out, as clutter.
     """
     height, width = (_SIDES[rng.integer(0, len(_SIDES) - 1)] for _ in range(2))
     canvas = background(rng, height, width)
@@ -50,58 +47,48 @@ def draw_scene(rng: UniformSampler) -> tuple[np.ndarray, list[SceneObject]]:
         draw_distractor(rng, canvas)
 
     owner = np.full((height, width), -1, np.int16)
-    categories: list[int] = []
-    full_areas: list[int] = []
+    placed: list[tuple[int, int]] = []  # class indices and whole areas
     for _ in range(rng.integer(3, 8)):
-        category = rng.pick(class_weights())
-        placed = _place(rng, category, owner, full_areas)
-        if placed is None:
+        category = rng.pick(WEIGHTS)
+        patch = _place(rng, category, owner, [area for _, area in placed])
+        if patch is None:
             continue
-        patch, area = placed
         paint(canvas, patch, texture(rng, SHAPES[category], patch))
-        owner[patch.rows, patch.columns][patch.solid] = len(categories)
-        categories.append(category)
-        full_areas.append(area)
+        owner[patch.rows, patch.columns][patch.solid] = len(placed)
+        placed.append((category, patch.area))
         bar = draw_bar(rng, canvas) if rng.chance(0.08) else None
         if bar is not None:
             owner[bar.rows, bar.columns][bar.solid] = -1
 
     objects = []
-    for index, (category, area) in enumerate(zip(categories, full_areas, strict=True)):
+    for index, (category, area) in enumerate(placed):
         mask = _without_specks(owner == index)
         if int(mask.sum()) >= max(_MIN_AREA, _MIN_VISIBLE * area):
             objects.append(SceneObject(category, mask))
     return photograph(rng, canvas), objects
 
 
-def _place(
-    rng: UniformSampler, category: int, owner: np.ndarray, full_areas: list[int]
-) -> tuple[Patch, int] | None:
+def _place(rng: UniformSampler, category: int, owner: np.ndarray, areas: list[int]) -> Patch | None:
     """Finds a spot where most of the object is in the picture and hides no other one too much.
 
-    Args:
-        owner: the index of the object that each pixel shows, or -1, [H, W].
-        full_areas: areas in pixels of the objects placed so far, nothing hidden.
-
-    Returns:
-        the object's patch and its full area; None if ten spots have been tried in vain.
+    ``owner`` [H, W] is the index of the object that each pixel shows, or -1; ``areas`` are those of
+    the objects placed so far, nothing hidden. None if ten spots have been tried in vain.
     """
     height, width = owner.shape
     shape = SHAPES[category]
     for _ in range(10):
         radius = 0.5 * math.exp(rng.uniform(math.log(30), math.log(96)))
         center = rng.point(width, height)
-        patch, area = rasterise(rng, shape.outline, center, radius, owner.shape, shape.turn)
-        if patch is None or patch.solid.sum() < 0.75 * area:
+        patch = rasterise(rng, shape.outline, center, radius, owner.shape, shape.turn)
+        if patch is None or patch.solid.sum() < 0.75 * patch.area:
             continue
         below = owner[patch.rows, patch.columns]
-        hidden = np.bincount(below[patch.solid & (below >= 0)], minlength=len(full_areas))
+        hidden = np.bincount(below[patch.solid & (below >= 0)], minlength=len(areas))
         if all(
-            int((owner == index).sum()) - hidden[index]
-            >= _MIN_KEPT_WHEN_PLACING * full_areas[index]
+            (owner == index).sum() - hidden[index] >= _MIN_KEPT_WHEN_PLACING * areas[index]
             for index in np.flatnonzero(hidden)
         ):
-            return patch, area
+            return patch
     return None
 
 
