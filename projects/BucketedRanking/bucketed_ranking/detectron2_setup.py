@@ -132,10 +132,12 @@ def install_detectron2(source: str | None, report: Callable[[str], None]) -> Non
         else:
             report(f"Taking detectron2 from {source} ...")
             wheel = _wheel_from(source, Path(folder))
-        # By name, so that pip lists a version and not the path of a file that is gone.
+        # By name, so that pip lists a version and not the path of a file that is gone; and from
+        # the folder alone, so that nobody else's package of this name can take its place.
+        here = ["--no-index", "--find-links", str(wheel.parent)]
         pinned = f"detectron2=={wheel.name.split('-')[1]}"
-        _pip("install", "--force-reinstall", "--no-deps", "--find-links", str(wheel.parent), pinned)
-        _pip("install", pinned)
+        _pip("install", "--force-reinstall", "--no-deps", *here, pinned)
+        _pip("install", pinned)  # what it depends on
     # In a process of its own: this one may have imported another detectron2, or none.
     failed = f"detectron2 was installed from {source}, but does not import"
     _python("-c", "import detectron2.modeling", failed=failed)
