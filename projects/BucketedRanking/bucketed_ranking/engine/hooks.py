@@ -16,20 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from ..criterion import RankingCriterion
-
 WARM_UP_ITERATIONS = 10
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, or the model itself."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def ranking_criteria(model: nn.Module) -> dict[str, RankingCriterion]:
-    """The ranking criteria of a model's heads, by their names in it."""
-    modules = unwrap(model).named_modules()
-    return {name: module for name, module in modules if isinstance(module, RankingCriterion)}
 
 
 class SeedEachIteration(HookBase):
