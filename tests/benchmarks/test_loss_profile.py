@@ -12,8 +12,8 @@ from rich.console import Console
 
 from bucketed_ranking.benchmarks import loss_profile, timing
 from bucketed_ranking.benchmarks.loss_cases import Case, GridPoint, LossCalls, make_case, make_grid
-from bucketed_ranking.benchmarks.output import ProgressDisplay
 from bucketed_ranking.benchmarks.timing import Timing, TimingOptions
+from bucketed_ranking.console import ProgressDisplay
 from bucketed_ranking.errors import BucketRankError
 from tests.benchmarks import given
 

@@ -13,12 +13,13 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from ..console import ProgressDisplay
 from ..engine import runs
 from ..engine.run_records import Record, iterations_done
 from ..published import TASKS, published
 from . import cell_records as records
 from .cells import Cell
-from .output import ProgressDisplay, in_words, number
+from .output import in_words, number
 
 _POLL_SECONDS, _SHOW_SECONDS = 0.5, 2.0
 _PLAIN_INTERVAL_S = 60.0

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from .. import environment
+from ..console import ProgressDisplay, say
 from ..detectron2_setup import require_detectron2
 from ..errors import BucketRankError
 from . import timing
@@ -27,7 +28,7 @@ from .loss_cases import (
     make_case,
     unmade_case,
 )
-from .output import ProgressDisplay, csv_text, say
+from .output import csv_text
 from .plots import draw_profile
 from .timing import Timing, TimingOptions
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..console import say
 from ..data.files import write_atomically
 from ..errors import BucketRankError
 from ..published import IMAGES_PER_RANKING, published
 from . import cell_records as records
 from .cell_processes import Estimates, InterruptedTableError, Place, make_places, run_cells
 from .cells import Cell
-from .output import Table, in_words, say
+from .output import Table, in_words
 from .report import print_report, write_report
 
 _PAPER_GPUS = 4

@@ -19,6 +19,7 @@ from detectron2.utils.events import EventStorage
 from rich.console import Console
 
 from .. import environment
+from ..console import ProgressDisplay, say
 from ..data.files import write_atomically
 from ..engine import runs, setup
 from ..engine.hooks import SeedEachIteration
@@ -29,7 +30,7 @@ from ..errors import BucketRankError
 from . import cell_records as records
 from . import timing
 from .cells import DEFAULT_LOSSES, choose_detectors, is_tiny
-from .output import ProgressDisplay, number, say
+from .output import number
 from .timing import Timing, TimingOptions
 
 # COCO has 7.3 objects a picture; their sizes here are spread evenly over the octaves.

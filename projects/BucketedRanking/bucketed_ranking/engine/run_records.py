@@ -2,7 +2,7 @@
 
 A record is a dict of plain values, such as "seconds_per_iteration" and, of the tasks that were
 evaluated, "bbox_AP" and "bbox_AP[class]" in percent. What is not known is None or absent. "curves"
-has by task pairs of iteration and AP.
+has by task pairs of iteration and AP; see :mod:`.loss_profiler` for the times of the losses.
 """
 
 import json
@@ -17,19 +17,6 @@ from . import runs
 
 Record = dict[str, Any]
 
-_RUN_KEYS = (
-    "images_per_ranking", "config_hash", "git_commit", "device", "device_name", "threads",
-    "processes", "started", "ended", "error",
-)  # fmt: skip
-_COSTS = {
-    "seconds_per_iteration": "seconds_per_iteration",
-    "loss_ms": "loss_ms_per_iteration",
-    "classification_loss_ms": "classification_loss_ms_per_iteration",
-    "images_per_second": "images_per_second",
-    "peak_memory_bytes": "peak_memory_bytes",
-}
-"""Names in results.json; see :mod:`.loss_profiler` for the times of the losses."""
-
 
 def read_run(folder: Path, max_iter: int) -> Record | None:
     """The record of a run that is to take `max_iter` iterations; None where there is no run.
@@ -41,7 +28,7 @@ def read_run(folder: Path, max_iter: int) -> Record | None:
         return None
     run = runs.read_json(folder / runs.RECORD)
     metrics = [json.loads(line) for line in _metric_lines(folder)]
-    record = {key: run.get(key) for key in _RUN_KEYS}
+    record = {key: value for key, value in run.items() if not isinstance(value, dict | list)}
     record |= {f"{key}_version": value for key, value in (run.get("versions") or {}).items()}
     record["iterations"] = max(run["iterations"], iterations_done(folder, max_iter))
     record["curves"] = _curves(metrics, max_iter)
@@ -53,7 +40,10 @@ def read_run(folder: Path, max_iter: int) -> Record | None:
 def _results(folder: Path, run: Record, metrics: list[Record]) -> Record:
     """What a finished run has measured."""
     results = runs.read_json(folder / runs.RESULTS)
-    flat = {name: results[key] for name, key in _COSTS.items()}
+    costs = ("seconds_per_iteration", "images_per_second", "peak_memory_bytes")
+    flat = {name: results[name] for name in costs}
+    for name in ("loss_ms", "classification_loss_ms"):
+        flat[name] = results[f"{name}_per_iteration"]
     waits = [line["data_time"] for line in metrics if "data_time" in line]
     started, ended = (datetime.fromisoformat(run[key]) for key in ("started", "ended"))
     flat |= {

@@ -43,7 +43,7 @@ _DIVERGED = (
     "(SOLVER.CLIP_GRADIENTS.ENABLED True)."
 )
 _RECORDED_PACKAGES = ("torchvision", "detectron2", "numpy", "faster-coco-eval")
-_LOGGERS = ("detectron2", "fvcore", "bucketed_ranking")
+_LOGGERS = ("detectron2", "fvcore", "bucketed_ranking", "py.warnings")
 
 
 def is_run(folder: Path) -> bool:
@@ -69,23 +69,19 @@ def prepare_run(cfg: CfgNode, resume: bool) -> Path:
             raise BucketRankError(
                 f"There is no run to resume in {output}; leave --resume out to start one."
             )
-        _check_same_run(cfg, output)
+        before = read_json(output / RECORD)["identity"]
+        for key, value in _identity(cfg).items():
+            if before[key] != value:
+                raise BucketRankError(
+                    f"The run in {output} was started with {key} {before[key]!r}, not {value!r}; "
+                    "resume it with the same arguments, or choose another --output."
+                )
     elif output.exists() and {path.name for path in output.iterdir()} - _WRITTEN_FIRST:
         raise BucketRankError(
             f"The output folder {output} is not empty; add --resume to go on with the run in it, "
             "or choose another with --output."
         )
     return output
-
-
-def _check_same_run(cfg: CfgNode, output: Path) -> None:
-    before = read_json(output / RECORD)["identity"]
-    for key, value in _identity(cfg).items():
-        if before[key] != value:
-            raise BucketRankError(
-                f"The run in {output} was started with {key} {before[key]!r}, not {value!r}; "
-                "resume it with the same arguments, or choose another --output."
-            )
 
 
 def _identity(cfg: CfgNode) -> dict[str, Any]:
@@ -186,8 +182,8 @@ def train(
     (output / "config.yaml").write_text(cfg.dump())
     try:
         launch(_train_worker, num_gpus, dist_url="auto", args=(cfg, resume, profile))
-    except ProcessRaisedException as error:
-        # Several processes: the exception itself stays in the one that raised it.
+    except (FloatingPointError, ProcessRaisedException) as error:
+        # With several processes the exception itself stays in the one that raised it.
         record = read_json(output / RECORD)
         if record["state"] == "interrupted":
             raise TrainingInterruptedError(record["iterations"]) from error
@@ -221,7 +217,8 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
             "started": now(),
             "versions": installed_versions(*_RECORDED_PACKAGES),
             "git_commit": git_commit(),
-            **_classes(cfg.DATASETS.TRAIN[0]),
+            "class_names": list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes),
+            "category_ids": category_ids(cfg.DATASETS.TRAIN[0]),
             "datasets": {name: info.as_dict() for name, info in datasets.items()},
             "entries": {name: find_dataset(name).as_dict() for name in datasets},
             "iterations": 0,
@@ -239,9 +236,7 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
             record["error"] = (
                 f"Training diverged at iteration {trainer.iter}: {_one_line(error)} {_DIVERGED}"
             )
-            raise BucketRankError(
-                f"{record['error']} The log is in {output / 'log.txt'}."
-            ) from error
+            raise
         except (TrainingInterruptedError, KeyboardInterrupt):
             record["state"] = "interrupted"
             raise
@@ -255,14 +250,6 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
             record["unreadable_images"] = sorted(trainer.unreadable_images)
             write_results(output / RECORD, record)
         write_results(output / RESULTS, _results(cfg, trainer))
-
-
-def _classes(dataset: str) -> dict[str, list]:
-    """Names and the data set's own ids of the classes, by class index."""
-    return {
-        "class_names": list(MetadataCatalog.get(dataset).thing_classes),
-        "category_ids": category_ids(dataset),
-    }
 
 
 def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
@@ -305,10 +292,10 @@ def now() -> str:
 def _concerns_the_user(record: logging.LogRecord) -> bool:
     """Whether a warning belongs on the terminal and not in the log alone.
 
-    Exceptions reach the user as one sentence. Detectron2 warns of what is normal here, such as
-    category ids that are not 1, 2, 3, ...; what it warns of in loading weights matters.
+    Exceptions reach the user as one sentence. Detectron2 and Python warn of what is normal here,
+    such as category ids that are not 1, 2, 3, ...; what is warned of in loading weights matters.
     """
-    return record.exc_info is None and not record.name.startswith("detectron2")
+    return record.exc_info is None and not record.name.startswith(("detectron2", "py.warnings"))
 
 
 @contextmanager
@@ -323,26 +310,21 @@ def run_logging(output: Path) -> Iterator[None]:
     terminal.setLevel(logging.WARNING if comm.is_main_process() else logging.CRITICAL)
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     terminal.addFilter(_concerns_the_user)
-    handlers = [file, terminal]
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    warnings = logging.getLogger("py.warnings")
+    before = [(logger.level, logger.propagate) for logger in loggers]
     logging.captureWarnings(True)
-    before = [(logger, logger.level, logger.propagate) for logger in loggers]
-    warnings.addHandler(file)
-    warnings.propagate = False
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        for handler in handlers:
-            logger.addHandler(handler)
+        logger.addHandler(file)
+        logger.addHandler(terminal)
     try:
         yield
     finally:
         logging.captureWarnings(False)
-        warnings.removeHandler(file)
-        for logger, level, propagate in before:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.setLevel(level)
             logger.propagate = propagate
-            for handler in handlers:
-                logger.removeHandler(handler)
+            logger.removeHandler(file)
+            logger.removeHandler(terminal)
         file.close()
