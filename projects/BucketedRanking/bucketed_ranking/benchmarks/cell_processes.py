@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from types import FrameType
@@ -66,10 +66,10 @@ def make_places(num_gpus: int, gpus_per_cell: int, jobs: int) -> list[Place]:
 class Estimates:
     """Seconds that cells take: as finished ones of the same detector, else as published."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
+    def __init__(self, known: Iterable[Record]) -> None:
         self._finished: list[Record] = []
-        for cell in cells:
-            self.learn(records.read_record(cell))
+        for record in known:
+            self.learn(record)
 
     def learn(self, record: Record) -> None:
         """Take account of a finished cell."""
@@ -96,10 +96,6 @@ class Estimates:
         return _START_SECONDS + known[0] * left * (1 + _EVALUATION_SHARE) if known else None
 
 
-class InterruptedTableError(Exception):
-    """The user or the system stopped the table; the cells under way have saved a checkpoint."""
-
-
 @dataclass
 class _Process:
     cell: Cell
@@ -110,34 +106,27 @@ class _Process:
     started: float = field(default_factory=time.monotonic)
 
 
-def run_cells(cells: Sequence[Cell], places: Sequence[Place], console: Console) -> None:
-    """Run every cell that is not finished and can be run, and tell how each ended.
+class CellRunner:
+    """Runs every cell that is not finished and can be run, and tells how each ended.
 
     A cell that fails does not stop the others.
-
-    Raises:
-        InterruptedTableError: on SIGINT or SIGTERM, once the cells under way have stopped.
     """
-    _Pool(cells, places, console).run()
-
-
-class _Pool:
-    """Runs the cells that are neither finished nor obstructed."""
 
     def __init__(self, cells: Sequence[Cell], places: Sequence[Place], console: Console) -> None:
-        over = (records.FINISHED, records.OBSTRUCTED)
         known = {cell: records.read_record(cell) for cell in cells}
-        waiting = [cell for cell, record in known.items() if record["state"] not in over]
+        self.waiting = [cell for cell, record in known.items() if records.is_to_do(record)]
+        self.free, self.console = list(places), console
         for record in known.values():
-            if record["state"] in over:
+            if not records.is_to_do(record):
                 _tell(console, record)
-        self.waiting, self.free, self.console = waiting, list(places), console
-        self.estimates, self.num_places = Estimates(cells), len(places)
-        self.total, self.done, self.signals = len(waiting), 0, 0
+        self.estimates, self.num_places = Estimates(known.values()), len(places)
+        self.total, self.done, self.signals = len(self.waiting), 0, 0
         self.running: list[_Process] = []
         self.shown = float("-inf")
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Run them; False where SIGINT or SIGTERM stopped it, once the cells under way have saved
+        a checkpoint."""
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {each: signal.signal(each, self._receive) for each in signals}
         try:
@@ -155,8 +144,7 @@ class _Pool:
                 process.popen.kill()
             for each, handler in before.items():
                 signal.signal(each, handler)
-        if self.signals:
-            raise InterruptedTableError
+        return not self.signals
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """The first signal lets the cells save a checkpoint, the second one ends them."""
@@ -167,10 +155,14 @@ class _Pool:
     def _start(self, cell: Cell, place: Place) -> None:
         cell.log.parent.mkdir(parents=True, exist_ok=True)
         log = cell.log.open("w")
-        streams = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-        # In a session of its own, so that Ctrl-C reaches it once, through this process.
-        how = {"env": place.environment(), "start_new_session": True, **streams}
-        popen = subprocess.Popen(cell.command(), **how)
+        popen = subprocess.Popen(
+            cell.command(),
+            env=place.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C reaches it once, through this process
+        )
         start_iter = iterations_done(cell.folder, cell.max_iter)
         self.running.append(_Process(cell, place, popen, log, start_iter))
 

@@ -11,7 +11,7 @@ from ..data.files import write_atomically
 from ..errors import BucketRankError
 from ..published import IMAGES_PER_RANKING, published
 from . import cell_records as records
-from .cell_processes import Estimates, InterruptedTableError, Place, make_places, run_cells
+from .cell_processes import CellRunner, Estimates, Place, make_places
 from .cells import Cell
 from .output import Table, in_words
 from .report import print_report, write_report
@@ -69,14 +69,10 @@ def run(
     done = sum(records.read_record(cell)["state"] == records.FINISHED for cell in cells)
     say(console, f"{len(cells)} cells, {done} of them finished before, in {output}")
     _warn_of_other_rankings(cells, console)
-    stopped = False
-    try:
-        run_cells(cells, places, console)
-    except InterruptedTableError:
-        stopped = True
+    ended = CellRunner(cells, places, console).run()
     report(output, console)
     states = [records.read_record(cell)["state"] for cell in cells]
-    return stopped, states.count(records.FAILED)
+    return not ended, states.count(records.FAILED)
 
 
 def _remember(cells: list[Cell], output: Path) -> None:
@@ -87,11 +83,12 @@ def _remember(cells: list[Cell], output: Path) -> None:
 
 def show_plan(cells: list[Cell], output: Path, places: Sequence[Place], console: Console) -> None:
     """Print the cells of a table, their state and how long they will take."""
-    estimates = Estimates(cells)
+    known_records = [records.read_record(cell) for cell in cells]
+    estimates = Estimates(known_records)
     header = ["cell", "state", "iterations", "images / ranking", "estimated", "by"]
     rows, times = [], []
-    for cell in cells:
-        state, time, source = records.read_record(cell)["state"], "-", ""
+    for cell, record in zip(cells, known_records, strict=True):
+        state, time, source = record["state"], "-", ""
         if state != records.FINISHED and cell.max_iter:
             times.append(estimates.seconds(cell))
             known = estimates.per_iteration(cell.config, cell.loss)
@@ -134,8 +131,7 @@ def write_jobs(cells: list[Cell], output: Path, path: Path) -> int:
         raise BucketRankError(f"There is a file at {path} already; choose another for the jobs.")
     _remember(cells, output)
     (output / "cells").mkdir(parents=True, exist_ok=True)
-    over = (records.FINISHED, records.OBSTRUCTED)
-    todo = [cell for cell in cells if records.read_record(cell)["state"] not in over]
+    todo = [cell for cell in cells if records.is_to_do(records.read_record(cell))]
     write_atomically(path, "".join(f"{cell.job()}\n" for cell in todo))
     return len(todo)
 
