@@ -103,9 +103,10 @@ def number(value: float | None, decimals: int, unit: str = "") -> str:
 
 def in_words(seconds: float) -> str:
     """A length of time as people say it: 40 s, 12 min, 3.5 h, 2.1 days."""
-    for limit, unit, name, decimals in (
-        (100, 1, "s", 0), (100 * 60, 60, "min", 0), (48 * 3600, 3600, "h", 1),
-    ):  # fmt: skip
-        if seconds < limit:
-            return f"{seconds / unit:.{decimals}f} {name}"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.1f} days"

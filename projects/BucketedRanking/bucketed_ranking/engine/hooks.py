@@ -2,13 +2,11 @@
 
 import json
 import signal
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -18,6 +16,7 @@ from torch import nn
 from ..console import ProgressDisplay
 
 WARM_UP_ITERATIONS = 10
+"""Iterations at the beginning of a training that no time counts."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -38,28 +37,6 @@ class SeedEachIteration(HookBase):
     def before_step(self) -> None:
         key = [self.seed, comm.get_rank(), self.trainer.iter]
         seed_all_rng(int(np.random.SeedSequence(key).generate_state(1)[0]) // 2)
-
-
-class StepTimer(HookBase):
-    """Wall-clock seconds of each step, data loading included, evaluation and saving left out."""
-
-    def __init__(self, device: str, warm_up: int = WARM_UP_ITERATIONS):
-        self.synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-        self.warm_up = warm_up
-        self.seconds: list[float] = []
-
-    def before_step(self) -> None:
-        self.synchronise()
-        self.start = time.perf_counter()
-
-    def after_step(self) -> None:
-        self.synchronise()
-        self.seconds.append(time.perf_counter() - self.start)
-
-    def median_seconds(self) -> float | None:
-        """Median over the steps after warm-up; None where there were no more."""
-        measured = self.seconds[self.warm_up :]
-        return statistics.median(measured) if measured else None
 
 
 class TrainingInterruptedError(Exception):

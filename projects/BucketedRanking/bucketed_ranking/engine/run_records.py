@@ -28,13 +28,18 @@ def read_run(folder: Path, max_iter: int) -> Record | None:
         return None
     run = runs.read_json(folder / runs.RECORD)
     metrics = [json.loads(line) for line in _metric_lines(folder)]
-    record = {key: value for key, value in run.items() if not isinstance(value, dict | list)}
-    record |= {f"{key}_version": value for key, value in (run.get("versions") or {}).items()}
+    record = flat_run(run)
     record["iterations"] = max(run["iterations"], iterations_done(folder, max_iter))
     record["curves"] = _curves(metrics, max_iter)
     if runs.is_finished(folder, max_iter) and (folder / runs.RESULTS).is_file():
         return {**record, "state": "finished", **_results(folder, run, metrics)}
     return {**record, "state": run["state"] if run["state"] != "finished" else "training"}
+
+
+def flat_run(run: Record) -> Record:
+    """The plain values of run.json, and the versions in it."""
+    plain = {key: value for key, value in run.items() if not isinstance(value, dict | list)}
+    return plain | {f"{name}_version": v for name, v in run.get("versions", {}).items()}
 
 
 def _results(folder: Path, run: Record, metrics: list[Record]) -> Record:

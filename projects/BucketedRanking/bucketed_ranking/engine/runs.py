@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import resource
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
@@ -27,7 +29,7 @@ from ..data.registry import find_dataset
 from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
 from .evaluation import write_results
-from .hooks import TrainingInterruptedError
+from .hooks import WARM_UP_ITERATIONS, TrainingInterruptedError
 from .loss_profiler import summarise_samples
 from .setup import default_config, flatten
 from .trainer import Trainer
@@ -195,8 +197,22 @@ def train(
     return read_json(output / RESULTS)
 
 
+def describe_run(cfg: CfgNode, processes: int) -> dict[str, Any]:
+    """What a record says of how and on what a config is run, from now on."""
+    return {
+        "config_hash": config_hash(cfg, processes),
+        "device": cfg.MODEL.DEVICE,
+        "device_name": device_name(cfg.MODEL.DEVICE),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "images_per_ranking": images_per_ranking(cfg, processes),
+        "started": _now(),
+        "versions": installed_versions(*_RECORDED_PACKAGES),
+        "git_commit": git_commit(),
+    }
+
+
 def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
-    processes = comm.get_world_size()
     output = Path(cfg.OUTPUT_DIR)
     datasets = {name: register(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     with run_logging(output):
@@ -208,15 +224,7 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
             "identity": _identity(cfg),
             "command": sys.argv,
             "seed": cfg.SEED,
-            "config_hash": config_hash(cfg, processes),
-            "device": cfg.MODEL.DEVICE,
-            "device_name": device_name(cfg.MODEL.DEVICE),
-            "threads": torch.get_num_threads(),
-            "processes": processes,
-            "images_per_ranking": images_per_ranking(cfg, processes),
-            "started": now(),
-            "versions": installed_versions(*_RECORDED_PACKAGES),
-            "git_commit": git_commit(),
+            **describe_run(cfg, comm.get_world_size()),
             "class_names": list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes),
             "category_ids": category_ids(cfg.DATASETS.TRAIN[0]),
             "datasets": {name: info.as_dict() for name, info in datasets.items()},
@@ -246,14 +254,14 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
             raise
         finally:
             record["iterations"] = min(trainer.iter, trainer.max_iter)
-            record["ended"] = now()
+            record["ended"] = _now()
             record["unreadable_images"] = sorted(trainer.unreadable_images)
             write_results(output / RECORD, record)
         write_results(output / RESULTS, _results(cfg, trainer))
 
 
 def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
-    seconds = trainer.step_timer.median_seconds()
+    seconds = median_seconds(trainer.storage, trainer.start_iter + WARM_UP_ITERATIONS)
     times = summarise_samples(trainer.loss_profiler.samples if trainer.loss_profiler else [])
     latest = trainer.storage.latest()
     return {
@@ -272,6 +280,14 @@ def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def median_seconds(storage: EventStorage, first: int) -> float | None:
+    """Median of Detectron2's time of a step, data included, evaluation and saving left out, over
+    the iterations from `first` on; None where there were none."""
+    history = storage.histories().get("time")
+    measured = [seconds for seconds, i in history.values() if i >= first] if history else []
+    return statistics.median(measured) if measured else None
+
+
 def _peak_memory(device: str) -> int:
     """Of the GPU's memory what tensors took at most; on the CPU the process' resident memory."""
     if device.startswith("cuda"):
@@ -284,7 +300,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") + "."
 
 
-def now() -> str:
+def _now() -> str:
     """The time as records have it: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
