@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from types import FrameType
-from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from ..console import ProgressDisplay
 from ..engine import runs
-from ..engine.run_records import Record, iterations_done
+from ..engine.run_records import Record
 from ..published import TASKS, published
 from . import cell_records as records
 from .cells import Cell
@@ -101,7 +100,6 @@ class _Process:
     cell: Cell
     place: Place
     popen: subprocess.Popen
-    log: TextIO
     start_iter: int
     started: float = field(default_factory=time.monotonic)
 
@@ -120,7 +118,7 @@ class CellRunner:
             if not records.is_to_do(record):
                 _tell(console, record)
         self.estimates, self.num_places = Estimates(known.values()), len(places)
-        self.total, self.done, self.signals = len(self.waiting), 0, 0
+        self.total, self.signals = len(self.waiting), 0
         self.running: list[_Process] = []
         self.shown = float("-inf")
 
@@ -154,24 +152,22 @@ class CellRunner:
 
     def _start(self, cell: Cell, place: Place) -> None:
         cell.log.parent.mkdir(parents=True, exist_ok=True)
-        log = cell.log.open("w")
-        popen = subprocess.Popen(
-            cell.command(),
-            env=place.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C reaches it once, through this process
-        )
-        start_iter = iterations_done(cell.folder, cell.max_iter)
-        self.running.append(_Process(cell, place, popen, log, start_iter))
+        with cell.log.open("w") as log:
+            popen = subprocess.Popen(
+                cell.command(),
+                env=place.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that Ctrl-C reaches it once, through this process
+            )
+        start_iter = records.read_record(cell)["iterations"]
+        self.running.append(_Process(cell, place, popen, start_iter))
 
     def _end(self, process: _Process) -> None:
         cell, code = process.cell, process.popen.returncode
-        process.log.close()
         self.running.remove(process)
         self.free.append(process.place)
-        self.done += 1
         state = records.read_record(cell)["state"]
         if self.signals:
             if not runs.is_run(cell.folder):
@@ -189,7 +185,7 @@ class CellRunner:
         left, under_way = [self.estimates.seconds(cell) for cell in self.waiting], []
         for process in self.running:
             cell, start = process.cell, process.start_iter
-            iterations = max(iterations_done(cell.folder, cell.max_iter), start)
+            iterations = max(records.read_record(cell)["iterations"], start)
             under_way.append(f"{cell.name} {iterations}/{cell.max_iter}")
             # By its own pace once it has shown one.
             pace = (time.monotonic() - process.started) / max(1, iterations - start)
@@ -200,7 +196,8 @@ class CellRunner:
             more = "" if len(known) == len(left) else "at least "
             time_left = f"{more}{in_words(sum(known) / self.num_places)}" if known else "unknown"
             text = f"{time_left} left; {', '.join(under_way)}"
-            progress.show(self.done, f"{self.done}/{self.total} cells done, {text}", text)
+            done = self.total - len(self.waiting) - len(self.running)
+            progress.show(done, f"{done}/{self.total} cells done, {text}", text)
 
 
 def _death(cell: Cell, code: int) -> str:

@@ -96,12 +96,10 @@ def plan(
     A cell that cannot be run here, because its data set or its detector is not there, says why.
 
     Args:
-        output: folder of the table.
         dataset: None: the embedded one, or with `paper` each config's own.
         detectors: names of configs, with * and ? for several; None: see `choose_detectors`.
         losses: None: `DEFAULT_LOSSES`, or the paper's.
         paper: only the rows of the paper's table.
-        options: KEY VALUE pairs for every cell.
         processes: of each cell, one a GPU.
 
     Raises:

@@ -1,6 +1,7 @@
 """The pictures of a loss profile and of a table."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -56,9 +57,9 @@ def draw_profile(cases: Sequence[dict[str, Any]], machine: str, path: Path) -> N
     else:
         height = 1.3 + 0.3 * len(cases[0]["entries"])
         figure, all_axes = _panels(2 * len(cases), 2, width=6.5, height=height)
-        for number, axes in enumerate(all_axes):
-            label, scale = list(_QUANTITIES.values())[number % 2]
-            case, quantity = cases[number // 2], list(_QUANTITIES)[number % 2]
+        panels = product(cases, _QUANTITIES)
+        for axes, (case, quantity) in zip(all_axes, panels, strict=True):
+            label, scale = _QUANTITIES[quantity]
             values = [scale * (entry[quantity] or 0) for entry in case["entries"]]
             colours = [style_of(entry["loss"])[0] for entry in case["entries"]]
             names = [LABELS[entry["loss"]] for entry in case["entries"]]
@@ -93,8 +94,8 @@ def _draw_sizes(axes: Axes, cases: Sequence[dict], regime: str, quantity: str, s
             axes.fill_between(xs, *band, color=style["color"], **_BAND)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(ticks := sorted({case[size] for case in cases}))
-    axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+    ticks = sorted({case[size] for case in cases})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     _label_scale(axes.yaxis, *axes.get_ylim())
     title = f"{_REGIMES[regime]}, {_SIZES[other][0]} = {fixed:,}"

@@ -87,7 +87,7 @@ def time_detectors(
             about = flat_run(runs.describe_run(cfg, processes=1))
             about["pictures"] = _pictures(cfg, image_size)
             before = json.loads(path.read_text()) if path.is_file() else about
-            if any(before[condition] != about[condition] for condition in _CONDITIONS):
+            if any(before.get(key) != about[key] for key in _CONDITIONS):
                 raise BucketRankError(
                     f"{path} was timed under other conditions; choose another folder with --output."
                 )

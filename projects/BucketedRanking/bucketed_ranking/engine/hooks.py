@@ -55,9 +55,7 @@ class SaveOnInterrupt(HookBase):
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, period: int = 20):
-        self.period = period
+    period = 20
 
     def before_train(self) -> None:
         self.received: int | None = None

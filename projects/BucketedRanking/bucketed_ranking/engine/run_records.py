@@ -27,9 +27,11 @@ def read_run(folder: Path, max_iter: int) -> Record | None:
     if not runs.is_run(folder):
         return None
     run = runs.read_json(folder / runs.RECORD)
-    metrics = [json.loads(line) for line in _metric_lines(folder)]
+    metrics = _metrics(folder)
     record = flat_run(run)
-    record["iterations"] = max(run["iterations"], iterations_done(folder, max_iter))
+    # Detectron2 counts from 0, but gives the last evaluation the iteration after.
+    done = min(metrics[-1]["iteration"] + 1, max_iter) if metrics else 0
+    record["iterations"] = max(run["iterations"], done)
     record["curves"] = _curves(metrics, max_iter)
     if runs.is_finished(folder, max_iter) and (folder / runs.RESULTS).is_file():
         return {**record, "state": "finished", **_results(folder, run, metrics)}
@@ -70,26 +72,19 @@ def share_of(costs: Record) -> float | None:
     return loss_ms / 1000 / seconds if loss_ms and seconds else None
 
 
-def iterations_done(folder: Path, max_iter: int) -> int:
-    """How far the run in a folder is, by its metrics."""
-    lines = _metric_lines(folder)
-    # Detectron2 counts from 0, but gives the last evaluation the iteration after.
-    return min(json.loads(lines[-1])["iteration"] + 1, max_iter) if lines else 0
-
-
 def _curves(metrics: list[Record], max_iter: int) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, dict[int, float]] = {}
     for line in metrics:
         for task in TASKS:
             ap = line.get(f"{task}/AP")
             if ap is not None and not math.isnan(ap):
-                # As in `iterations_done`.
+                # As in `read_run`.
                 curves.setdefault(task, {})[min(line["iteration"] + 1, max_iter)] = ap
     return {task: sorted(points.items()) for task, points in curves.items()}
 
 
-def _metric_lines(folder: Path) -> list[str]:
+def _metrics(folder: Path) -> list[Record]:
     """The lines of a run's metrics.json; a last one that is being written is left out."""
     path = folder / "metrics.json"
     text = path.read_text() if path.is_file() else ""
-    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
