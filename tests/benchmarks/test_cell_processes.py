@@ -13,7 +13,13 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from bucketed_ranking.benchmarks import cell_processes, table
 from bucketed_ranking.benchmarks import cell_records as records
-from bucketed_ranking.benchmarks.cell_processes import CellRunner, Estimates, Place, make_places
+from bucketed_ranking.benchmarks.cell_processes import (
+    CellRunner,
+    Place,
+    make_places,
+    seconds_left,
+    seconds_per_iteration,
+)
 from bucketed_ranking.benchmarks.cells import Cell
 from bucketed_ranking.benchmarks.table import choose_places
 from bucketed_ranking.errors import BucketRankError
@@ -142,12 +148,12 @@ def planned(output, config, loss, max_iter=1000):
 
 def test_finished_cells_tell_the_time_before_the_paper_does(tmp_path):
     config = "faster_rcnn_R_50_FPN_1x"
-    cell = planned(tmp_path, config, "rs", max_iter=100)
-    assert Estimates([]).per_iteration(config, "brs") == (0.17, "published, 4 A100")
-    assert Estimates([]).per_iteration(config, "score") is None
+    assert seconds_per_iteration(config, "brs", []) == (0.17, "published, 4 A100")
+    assert seconds_per_iteration(config, "score", []) is None
     write_cell(tmp_path, config, "rs", 1, seconds=3.0)
-    estimates = Estimates([records.read_record(cell)])
-    assert estimates.per_iteration(config, "rs") == (3.0, "finished cells")
-    assert estimates.per_iteration(config, "brs") == (3.0, "finished cells with other losses")
-    assert estimates.per_iteration("retinanet_tiny", "rs") is None
-    assert estimates.seconds(planned(tmp_path, config, "brs")) > 3000
+    known = [records.read_record(planned(tmp_path, config, "rs", max_iter=100))]
+    assert seconds_per_iteration(config, "rs", known) == (3.0, "finished cells")
+    other = "finished cells with other losses"
+    assert seconds_per_iteration(config, "brs", known) == (3.0, other)
+    assert seconds_per_iteration("retinanet_tiny", "rs", known) is None
+    assert seconds_left(records.read_record(planned(tmp_path, config, "brs")), known) > 3000

@@ -62,37 +62,29 @@ def make_places(num_gpus: int, gpus_per_cell: int, jobs: int) -> list[Place]:
     return [Place(threads=None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs))] * jobs
 
 
-class Estimates:
-    """Seconds that cells take: as finished ones of the same detector, else as published."""
+def seconds_per_iteration(
+    config: str, loss: str, known: Iterable[Record]
+) -> tuple[float, str] | None:
+    """As finished cells of the same detector took, else as published, and in words which of these;
+    None where nothing is known."""
+    same = [record for record in known if record["config"] == config]
+    same = [record for record in same if record.get("seconds_per_iteration")]
+    for seen, source in (
+        ([record for record in same if record["loss"] == loss], "finished cells"),
+        (same, "finished cells with other losses"),
+    ):
+        if seen:
+            return mean(record["seconds_per_iteration"] for record in seen), source
+    row = published(config, loss)
+    seconds = row and row.seconds_per_iteration
+    return (seconds, "published, 4 A100") if seconds else None
 
-    def __init__(self, known: Iterable[Record]) -> None:
-        self._finished: list[Record] = []
-        for record in known:
-            self.learn(record)
 
-    def learn(self, record: Record) -> None:
-        """Take account of a finished cell."""
-        if record["state"] == records.FINISHED and record["seconds_per_iteration"]:
-            self._finished.append(record)
-
-    def per_iteration(self, config: str, loss: str) -> tuple[float, str] | None:
-        """Seconds, and in words where they come from; None where nothing is known."""
-        same = [record for record in self._finished if record["config"] == config]
-        for seen, source in (
-            ([record for record in same if record["loss"] == loss], "finished cells"),
-            (same, "finished cells with other losses"),
-        ):
-            if seen:
-                return mean(record["seconds_per_iteration"] for record in seen), source
-        row = published(config, loss)
-        seconds = row and row.seconds_per_iteration
-        return (seconds, "published, 4 A100") if seconds else None
-
-    def seconds(self, cell: Cell) -> float | None:
-        """Seconds that a cell still takes, were it started now; None where nothing is known."""
-        known = self.per_iteration(cell.config, cell.loss)
-        left = cell.max_iter - records.read_record(cell)["iterations"]
-        return _START_SECONDS + known[0] * left * (1 + _EVALUATION_SHARE) if known else None
+def seconds_left(record: Record, known: Iterable[Record]) -> float | None:
+    """Seconds that a cell still takes, were it started now; None where nothing is known."""
+    pace = seconds_per_iteration(record["config"], record["loss"], known)
+    left = record["max_iter"] - record["iterations"]
+    return _START_SECONDS + pace[0] * left * (1 + _EVALUATION_SHARE) if pace else None
 
 
 @dataclass
@@ -111,13 +103,12 @@ class CellRunner:
     """
 
     def __init__(self, cells: Sequence[Cell], places: Sequence[Place], console: Console) -> None:
-        known = {cell: records.read_record(cell) for cell in cells}
-        self.waiting = [cell for cell, record in known.items() if records.is_to_do(record)]
-        self.free, self.console = list(places), console
-        for record in known.values():
+        self.known = {cell: records.read_record(cell) for cell in cells}
+        self.waiting = [cell for cell, record in self.known.items() if records.is_to_do(record)]
+        self.free, self.console, self.num_places = list(places), console, len(places)
+        for record in self.known.values():
             if not records.is_to_do(record):
                 _tell(console, record)
-        self.estimates, self.num_places = Estimates(known.values()), len(places)
         self.total, self.signals = len(self.waiting), 0
         self.running: list[_Process] = []
         self.shown = float("-inf")
@@ -174,27 +165,28 @@ class CellRunner:
                 cell.log.unlink(missing_ok=True)  # stopped before its run had begun
         elif code not in (0, _INTERRUPTED) and state != records.FAILED:
             records.write_failure(cell, _death(cell, code))
-        record = records.read_record(cell)
-        self.estimates.learn(record)
-        _tell(self.console, record)
+        self.known[cell] = records.read_record(cell)
+        _tell(self.console, self.known[cell])
 
     def _show(self, progress: ProgressDisplay) -> None:
         if time.monotonic() < self.shown + _SHOW_SECONDS:
             return
         self.shown = time.monotonic()
-        left, under_way = [self.estimates.seconds(cell) for cell in self.waiting], []
+        known, under_way = list(self.known.values()), []
+        left = [seconds_left(self.known[cell], known) for cell in self.waiting]
         for process in self.running:
             cell, start = process.cell, process.start_iter
-            iterations = max(records.read_record(cell)["iterations"], start)
+            record = records.read_record(cell)
+            iterations = max(record["iterations"], start)
             under_way.append(f"{cell.name} {iterations}/{cell.max_iter}")
             # By its own pace once it has shown one.
             pace = (time.monotonic() - process.started) / max(1, iterations - start)
             own = pace * (cell.max_iter - iterations) if iterations > start else None
-            left.append(self.estimates.seconds(cell) if own is None else own)
+            left.append(seconds_left(record, known) if own is None else own)
         if under_way:
-            known = [seconds for seconds in left if seconds is not None]
-            more = "" if len(known) == len(left) else "at least "
-            time_left = f"{more}{in_words(sum(known) / self.num_places)}" if known else "unknown"
+            times = [seconds for seconds in left if seconds is not None]
+            more = "" if len(times) == len(left) else "at least "
+            time_left = f"{more}{in_words(sum(times) / self.num_places)}" if times else "unknown"
             text = f"{time_left} left; {', '.join(under_way)}"
             done = self.total - len(self.waiting) - len(self.running)
             progress.show(done, f"{done}/{self.total} cells done, {text}", text)

@@ -11,7 +11,7 @@ from ..data.files import write_atomically
 from ..errors import BucketRankError
 from ..published import IMAGES_PER_RANKING, published
 from . import cell_records as records
-from .cell_processes import CellRunner, Estimates, Place, make_places
+from .cell_processes import CellRunner, Place, make_places, seconds_left, seconds_per_iteration
 from .cells import Cell
 from .output import Table, in_words
 from .report import print_report, write_report
@@ -83,16 +83,15 @@ def _remember(cells: list[Cell], output: Path) -> None:
 
 def show_plan(cells: list[Cell], output: Path, places: Sequence[Place], console: Console) -> None:
     """Print the cells of a table, their state and how long they will take."""
-    known_records = [records.read_record(cell) for cell in cells]
-    estimates = Estimates(known_records)
+    known = [records.read_record(cell) for cell in cells]
     header = ["cell", "state", "iterations", "images / ranking", "estimated", "by"]
     rows, times = [], []
-    for cell, record in zip(cells, known_records, strict=True):
+    for cell, record in zip(cells, known, strict=True):
         state, time, source = record["state"], "-", ""
         if state != records.FINISHED and cell.max_iter:
-            times.append(estimates.seconds(cell))
-            known = estimates.per_iteration(cell.config, cell.loss)
-            time, source = (in_words(times[-1]), known[1]) if known else ("unknown", "")
+            times.append(seconds_left(record, known))
+            pace = seconds_per_iteration(cell.config, cell.loss, known)
+            time, source = (in_words(times[-1]), pace[1]) if pace else ("unknown", "")
         numbers = str(cell.max_iter or "-"), str(cell.images_per_ranking or "-")
         rows.append([cell.name, state, *numbers, time, source])
     Table(header, rows).print(console)

@@ -122,14 +122,9 @@ def measure_training_steps(cfg: CfgNode, image_size: tuple[int, int], steps: int
     record |= summarise_samples(samples)
     if step.skipped or seconds is None:
         return {**record, "state": records.FAILED, "error": step.skipped}
-    return {
-        **record,
-        "state": records.FINISHED,
-        "error": None,
-        "iterations": steps,
-        "classification_loss_share": share_of(record),
-        "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds,
-    }
+    record |= {"state": records.FINISHED, "error": None, "iterations": steps}
+    record |= {"images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds}
+    return record | {"classification_loss_share": share_of(record)}
 
 
 def _time_steps(

@@ -80,7 +80,7 @@ def _draw(image: np.ndarray, boxes: Sequence[LabelledBox], num_classes: int) -> 
 
 def _draw_rows(rows: Sequence[dict[str, Image.Image]]) -> Figure:
     """Pictures in rows, each under its caption."""
-    size = (4 * len(rows[0]), 4.3 * len(rows))
+    size = (4 * len(rows[0]), 3.4 * len(rows))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     pictures = [named for row in rows for named in row.items()]
