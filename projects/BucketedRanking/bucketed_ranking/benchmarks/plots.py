@@ -86,7 +86,7 @@ def _draw_sizes(axes: Axes, cases: Sequence[dict], regime: str, quantity: str, s
                 measured.setdefault(entry["loss"], {})[case[size]] = entry
     for loss in sorted(measured, key=list(LABELS).index):
         xs, entries = list(measured[loss]), list(measured[loss].values())
-        objective = LOSS_NAMES[loss][0] if loss in LOSS_NAMES else loss
+        objective, _ = LOSS_NAMES.get(loss, (loss, None))
         style = _style(loss, *_WIDTHS.get(objective, _THIN))
         axes.plot(xs, [scale * entry[quantity] for entry in entries], label=LABELS[loss], **style)
         if quantity == "median_s":

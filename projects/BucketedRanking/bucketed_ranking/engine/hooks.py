@@ -16,7 +16,7 @@ from torch import nn
 from ..console import ProgressDisplay
 
 WARM_UP_ITERATIONS = 10
-"""Iterations at the beginning of a training that no time counts."""
+"""The first iterations of a training, of which neither steps nor losses are timed."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
