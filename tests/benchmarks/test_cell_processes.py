@@ -13,7 +13,13 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from bucketed_ranking.benchmarks import cell_processes, table
 from bucketed_ranking.benchmarks import cell_records as records
-from bucketed_ranking.benchmarks.cell_processes import Estimates, Place, make_places, run_cells
+from bucketed_ranking.benchmarks.cell_processes import (
+    CellRunner,
+    Place,
+    make_places,
+    seconds_left,
+    seconds_per_iteration,
+)
 from bucketed_ranking.benchmarks.cells import Cell
 from bucketed_ranking.benchmarks.table import choose_places
 from bucketed_ranking.errors import BucketRankError
@@ -40,7 +46,7 @@ ONE = Place()
 
 def run(cells, places=(ONE,)):
     printed = io.StringIO()
-    run_cells(cells, places, Console(file=printed, width=200))
+    assert CellRunner(cells, places, Console(file=printed, width=200)).run()
     return printed.getvalue()
 
 
@@ -104,8 +110,7 @@ def test_a_signal_stops_the_cells_and_starts_no_other(tmp_path):
     first = scripted(tmp_path, "first", script)
     second = scripted(tmp_path, "second", "pass")
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(cell_processes.InterruptedTableError):
-        run([first, second])
+    assert not CellRunner([first, second], [ONE], Console(file=io.StringIO())).run()
     assert not second.log.exists()
     assert records.read_record(first)["state"] == records.PENDING
     assert signal.getsignal(signal.SIGINT) is before
@@ -143,12 +148,12 @@ def planned(output, config, loss, max_iter=1000):
 
 def test_finished_cells_tell_the_time_before_the_paper_does(tmp_path):
     config = "faster_rcnn_R_50_FPN_1x"
-    cell = planned(tmp_path, config, "rs", max_iter=100)
-    assert Estimates([cell]).per_iteration(config, "brs") == (0.17, "published, 4 A100")
-    assert Estimates([cell]).per_iteration(config, "score") is None
+    assert seconds_per_iteration(config, "brs", []) == (0.17, "published, 4 A100")
+    assert seconds_per_iteration(config, "score", []) is None
     write_cell(tmp_path, config, "rs", 1, seconds=3.0)
-    estimates = Estimates([cell])
-    assert estimates.per_iteration(config, "rs") == (3.0, "finished cells")
-    assert estimates.per_iteration(config, "brs") == (3.0, "finished cells with other losses")
-    assert estimates.per_iteration("retinanet_tiny", "rs") is None
-    assert estimates.seconds(planned(tmp_path, config, "brs")) > 3000
+    known = [records.read_record(planned(tmp_path, config, "rs", max_iter=100))]
+    assert seconds_per_iteration(config, "rs", known) == (3.0, "finished cells")
+    other = "finished cells with other losses"
+    assert seconds_per_iteration(config, "brs", known) == (3.0, other)
+    assert seconds_per_iteration("retinanet_tiny", "rs", known) is None
+    assert seconds_left(records.read_record(planned(tmp_path, config, "brs")), known) > 3000

@@ -10,13 +10,19 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 from bucketed_ranking.benchmarks.cells import (
     DEFAULT_LOSSES,
     EMBEDDED_ITERATIONS,
-    cell_config,
     is_tiny,
     plan,
 )
 from bucketed_ranking.engine import runs, setup
 from bucketed_ranking.errors import BucketRankError
 from bucketed_ranking.published import PUBLISHED
+
+
+def cell_config(cell):
+    """The config that the cell's command trains."""
+    cfg = setup.load_config(cell.config, loss=cell.loss, options=cell.options, device=cell.device)
+    setup.configure_datasets(cfg, *setup.choose_datasets(cfg, cell.dataset, None, None))
+    return cfg
 
 
 def plan_brs(output, dataset, **how):

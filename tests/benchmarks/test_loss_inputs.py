@@ -8,8 +8,8 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from bucketed_ranking.benchmarks import loss_profile
 from bucketed_ranking.benchmarks.loss_cases import ALL_LOSSES
-from bucketed_ranking.benchmarks.output import ProgressDisplay
 from bucketed_ranking.benchmarks.timing import Timing, TimingOptions
+from bucketed_ranking.console import ProgressDisplay
 from bucketed_ranking.errors import BucketRankError
 from tests.small_detectors import NARROW
 

@@ -8,7 +8,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
-from bucketed_ranking.benchmarks.output import ProgressDisplay, Table, csv_text, in_words, page
+from bucketed_ranking.benchmarks.output import Table, csv_text, in_words, page
+from bucketed_ranking.console import ProgressDisplay
 
 TABLE = Table(["detector", "loss", "AP"], [["a", "x", "1.0"], ["a", "y|<z>", "22.0"]], "T", "Note.")
 

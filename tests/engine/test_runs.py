@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
 from bucketed_ranking.balance import FIRST_FACTOR
 from bucketed_ranking.engine import hooks, runs, setup
@@ -234,3 +235,13 @@ def test_more_gpus_than_there_are_is_told(tmp_path):
     with pytest.raises(BucketRankError, match="--num-gpus is 64"):
         runs.train(cfg, num_gpus=64)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_time_of_a_step_is_the_median_after_warm_up():
+    with EventStorage() as storage:
+        for seconds in (9.0, 9.0, 1.0, 3.0, 2.0):
+            storage.put_scalar("time", seconds)
+            storage.step()
+    assert runs.median_seconds(storage, first=2) == 2.0
+    assert runs.median_seconds(storage, first=5) is None
+    assert runs.median_seconds(EventStorage(), first=0) is None

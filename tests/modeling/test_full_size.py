@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from bucketed_ranking.engine.hooks import ranking_criteria
+from bucketed_ranking.criterion import RankingCriterion
 from bucketed_ranking.engine.setup import flatten, load_config
 from bucketed_ranking.engine.trainer import Trainer
 from bucketed_ranking.losses import LOSS_NAMES
@@ -61,5 +61,6 @@ def small_config(name, loss):
 def exchange_loss(model, cfg, other):
     """Make the model that `other` describes of that of `cfg`, without building it anew."""
     assert flatten(other) == flatten(cfg) | {"MODEL.RANKING.LOSS": other.MODEL.RANKING.LOSS}
-    for path, criterion in ranking_criteria(model).items():
-        model.set_submodule(path, build_criterion(other, criterion.weight))
+    for path, module in list(model.named_modules()):
+        if isinstance(module, RankingCriterion):
+            model.set_submodule(path, build_criterion(other, module.weight))

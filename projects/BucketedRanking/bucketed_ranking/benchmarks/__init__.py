@@ -2,5 +2,5 @@
 
 `loss_*` belong to `bucketrank profile-loss`, `training_steps` to `bucketrank table --timing`,
 `table`, `cells`, `cell_*`, `rows` and `report` to `bucketrank table`. They share `timing`, `output`
-(progress, tables, CSV) and `plots`. Timing losses needs no Detectron2.
+(tables, CSV) and `plots`. Timing losses needs no Detectron2.
 """

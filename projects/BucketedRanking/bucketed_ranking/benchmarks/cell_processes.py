@@ -4,21 +4,21 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from types import FrameType
-from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
+from ..console import ProgressDisplay
 from ..engine import runs
-from ..engine.run_records import Record, iterations_done
+from ..engine.run_records import Record
 from ..published import TASKS, published
 from . import cell_records as records
 from .cells import Cell
-from .output import ProgressDisplay, in_words, number
+from .output import in_words, number
 
 _POLL_SECONDS, _SHOW_SECONDS = 0.5, 2.0
 _PLAIN_INTERVAL_S = 60.0
@@ -62,41 +62,29 @@ def make_places(num_gpus: int, gpus_per_cell: int, jobs: int) -> list[Place]:
     return [Place(threads=None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs))] * jobs
 
 
-class Estimates:
-    """Seconds that cells take: as finished ones of the same detector, else as published."""
-
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self._finished: list[Record] = []
-        for cell in cells:
-            self.learn(records.read_record(cell))
-
-    def learn(self, record: Record) -> None:
-        """Take account of a finished cell."""
-        if record["state"] == records.FINISHED and record["seconds_per_iteration"]:
-            self._finished.append(record)
-
-    def per_iteration(self, config: str, loss: str) -> tuple[float, str] | None:
-        """Seconds, and in words where they come from; None where nothing is known."""
-        same = [record for record in self._finished if record["config"] == config]
-        for seen, source in (
-            ([record for record in same if record["loss"] == loss], "finished cells"),
-            (same, "finished cells with other losses"),
-        ):
-            if seen:
-                return mean(record["seconds_per_iteration"] for record in seen), source
-        row = published(config, loss)
-        seconds = row and row.seconds_per_iteration
-        return (seconds, "published, 4 A100") if seconds else None
-
-    def seconds(self, cell: Cell) -> float | None:
-        """Seconds that a cell still takes, were it started now; None where nothing is known."""
-        known = self.per_iteration(cell.config, cell.loss)
-        left = cell.max_iter - records.read_record(cell)["iterations"]
-        return _START_SECONDS + known[0] * left * (1 + _EVALUATION_SHARE) if known else None
+def seconds_per_iteration(
+    config: str, loss: str, known: Iterable[Record]
+) -> tuple[float, str] | None:
+    """As finished cells of the same detector took, else as published, and in words which of these;
+    None where nothing is known."""
+    same = [record for record in known if record["config"] == config]
+    same = [record for record in same if record.get("seconds_per_iteration")]
+    for seen, source in (
+        ([record for record in same if record["loss"] == loss], "finished cells"),
+        (same, "finished cells with other losses"),
+    ):
+        if seen:
+            return mean(record["seconds_per_iteration"] for record in seen), source
+    row = published(config, loss)
+    seconds = row and row.seconds_per_iteration
+    return (seconds, "published, 4 A100") if seconds else None
 
 
-class InterruptedTableError(Exception):
-    """The user or the system stopped the table; the cells under way have saved a checkpoint."""
+def seconds_left(record: Record, known: Iterable[Record]) -> float | None:
+    """Seconds that a cell still takes, were it started now; None where nothing is known."""
+    pace = seconds_per_iteration(record["config"], record["loss"], known)
+    left = record["max_iter"] - record["iterations"]
+    return _START_SECONDS + pace[0] * left * (1 + _EVALUATION_SHARE) if pace else None
 
 
 @dataclass
@@ -104,39 +92,30 @@ class _Process:
     cell: Cell
     place: Place
     popen: subprocess.Popen
-    log: TextIO
     start_iter: int
     started: float = field(default_factory=time.monotonic)
 
 
-def run_cells(cells: Sequence[Cell], places: Sequence[Place], console: Console) -> None:
-    """Run every cell that is not finished and can be run, and tell how each ended.
+class CellRunner:
+    """Runs every cell that is not finished and can be run, and tells how each ended.
 
     A cell that fails does not stop the others.
-
-    Raises:
-        InterruptedTableError: on SIGINT or SIGTERM, once the cells under way have stopped.
     """
-    _Pool(cells, places, console).run()
-
-
-class _Pool:
-    """Runs the cells that are neither finished nor obstructed."""
 
     def __init__(self, cells: Sequence[Cell], places: Sequence[Place], console: Console) -> None:
-        over = (records.FINISHED, records.OBSTRUCTED)
-        known = {cell: records.read_record(cell) for cell in cells}
-        waiting = [cell for cell, record in known.items() if record["state"] not in over]
-        for record in known.values():
-            if record["state"] in over:
+        self.known = {cell: records.read_record(cell) for cell in cells}
+        self.waiting = [cell for cell, record in self.known.items() if records.is_to_do(record)]
+        self.free, self.console, self.num_places = list(places), console, len(places)
+        for record in self.known.values():
+            if not records.is_to_do(record):
                 _tell(console, record)
-        self.waiting, self.free, self.console = waiting, list(places), console
-        self.estimates, self.num_places = Estimates(cells), len(places)
-        self.total, self.done, self.signals = len(waiting), 0, 0
+        self.total, self.signals = len(self.waiting), 0
         self.running: list[_Process] = []
         self.shown = float("-inf")
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Run them; False where SIGINT or SIGTERM stopped it, once the cells under way have saved
+        a checkpoint."""
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {each: signal.signal(each, self._receive) for each in signals}
         try:
@@ -154,8 +133,7 @@ class _Pool:
                 process.popen.kill()
             for each, handler in before.items():
                 signal.signal(each, handler)
-        if self.signals:
-            raise InterruptedTableError
+        return not self.signals
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """The first signal lets the cells save a checkpoint, the second one ends them."""
@@ -165,49 +143,53 @@ class _Pool:
 
     def _start(self, cell: Cell, place: Place) -> None:
         cell.log.parent.mkdir(parents=True, exist_ok=True)
-        log = cell.log.open("w")
-        streams = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-        # In a session of its own, so that Ctrl-C reaches it once, through this process.
-        how = {"env": place.environment(), "start_new_session": True, **streams}
-        popen = subprocess.Popen(cell.command(), **how)
-        start_iter = iterations_done(cell.folder, cell.max_iter)
-        self.running.append(_Process(cell, place, popen, log, start_iter))
+        with cell.log.open("w") as log:
+            popen = subprocess.Popen(
+                cell.command(),
+                env=place.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that Ctrl-C reaches it once, through this process
+            )
+        start_iter = records.read_record(cell)["iterations"]
+        self.running.append(_Process(cell, place, popen, start_iter))
 
     def _end(self, process: _Process) -> None:
         cell, code = process.cell, process.popen.returncode
-        process.log.close()
         self.running.remove(process)
         self.free.append(process.place)
-        self.done += 1
         state = records.read_record(cell)["state"]
         if self.signals:
             if not runs.is_run(cell.folder):
                 cell.log.unlink(missing_ok=True)  # stopped before its run had begun
         elif code not in (0, _INTERRUPTED) and state != records.FAILED:
             records.write_failure(cell, _death(cell, code))
-        record = records.read_record(cell)
-        self.estimates.learn(record)
-        _tell(self.console, record)
+        self.known[cell] = records.read_record(cell)
+        _tell(self.console, self.known[cell])
 
     def _show(self, progress: ProgressDisplay) -> None:
         if time.monotonic() < self.shown + _SHOW_SECONDS:
             return
         self.shown = time.monotonic()
-        left, under_way = [self.estimates.seconds(cell) for cell in self.waiting], []
+        known, under_way = list(self.known.values()), []
+        left = [seconds_left(self.known[cell], known) for cell in self.waiting]
         for process in self.running:
             cell, start = process.cell, process.start_iter
-            iterations = max(iterations_done(cell.folder, cell.max_iter), start)
+            record = records.read_record(cell)
+            iterations = max(record["iterations"], start)
             under_way.append(f"{cell.name} {iterations}/{cell.max_iter}")
             # By its own pace once it has shown one.
             pace = (time.monotonic() - process.started) / max(1, iterations - start)
             own = pace * (cell.max_iter - iterations) if iterations > start else None
-            left.append(self.estimates.seconds(cell) if own is None else own)
+            left.append(seconds_left(record, known) if own is None else own)
         if under_way:
-            known = [seconds for seconds in left if seconds is not None]
-            more = "" if len(known) == len(left) else "at least "
-            time_left = f"{more}{in_words(sum(known) / self.num_places)}" if known else "unknown"
+            times = [seconds for seconds in left if seconds is not None]
+            more = "" if len(times) == len(left) else "at least "
+            time_left = f"{more}{in_words(sum(times) / self.num_places)}" if times else "unknown"
             text = f"{time_left} left; {', '.join(under_way)}"
-            progress.show(self.done, f"{self.done}/{self.total} cells done, {text}", text)
+            done = self.total - len(self.waiting) - len(self.running)
+            progress.show(done, f"{done}/{self.total} cells done, {text}", text)
 
 
 def _death(cell: Cell, code: int) -> str:

@@ -16,9 +16,8 @@ from ..errors import BucketRankError
 from .cells import Cell
 
 GRID = "grid.json"
-FINISHED, UNFINISHED, FAILED, PENDING, OBSTRUCTED = (
-    "finished", "unfinished", "failed", "not started", "cannot be run",
-)  # fmt: skip
+FINISHED, UNFINISHED, FAILED = "finished", "unfinished", "failed"
+PENDING, OBSTRUCTED = "not started", "cannot be run"
 _STATES = {"finished": FINISHED, "failed": FAILED, "diverged": FAILED}
 _CELL_KEYS = ("name", "config", "loss", "seed", "dataset", "max_iter", "images_per_ranking")
 
@@ -88,6 +87,11 @@ def read_records(output: Path) -> list[Record]:
 def read_record(cell: Cell) -> Record:
     """The state and results of one cell of a plan."""
     return _read(_entry(cell), cell.folder)
+
+
+def is_to_do(record: Record) -> bool:
+    """Whether the cell of a record is still to be run, and can be."""
+    return record["state"] not in (FINISHED, OBSTRUCTED)
 
 
 def _read(entry: Record, folder: Path) -> Record:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from detectron2.config import CfgNode
-
 from ..data.registry import split_names
 from ..engine import runs, setup
+from ..environment import choose_device
 from ..errors import BucketRankError
 from ..published import PUBLISHED, published
 from ..zoo import list_configs
@@ -97,12 +96,10 @@ def plan(
     A cell that cannot be run here, because its data set or its detector is not there, says why.
 
     Args:
-        output: folder of the table.
         dataset: None: the embedded one, or with `paper` each config's own.
         detectors: names of configs, with * and ? for several; None: see `choose_detectors`.
         losses: None: `DEFAULT_LOSSES`, or the paper's.
         paper: only the rows of the paper's table.
-        options: KEY VALUE pairs for every cell.
         processes: of each cell, one a GPU.
 
     Raises:
@@ -158,20 +155,6 @@ def is_tiny(config: str) -> bool:
     return path is not None and path.parent.name == "Tiny"
 
 
-def cell_config(cell: Cell) -> CfgNode:
-    """The full config of a cell's run.
-
-    Raises:
-        BucketRankError: its data set is not there, or its batch does not divide over the GPUs.
-    """
-    cfg = setup.load_config(cell.config, loss=cell.loss, options=cell.options, device=cell.device)
-    setup.configure_datasets(cfg, *setup.choose_datasets(cfg, cell.dataset, None, None))
-    if cfg.SOLVER.IMS_PER_BATCH % cell.processes:
-        batch = f"a batch of {cfg.SOLVER.IMS_PER_BATCH}"
-        raise BucketRankError(f"{batch} does not divide over {cell.processes} GPUs.")
-    return cfg
-
-
 def _complete(cell: Cell) -> Cell:
     """The cell with what its config says, or with its obstacle."""
     options = list(cell.options)
@@ -179,12 +162,19 @@ def _complete(cell: Cell) -> Cell:
         return replace(cell, obstacle=f"the detector {cell.config} is not in this version yet")
     if cell.dataset == EMBEDDED_DATASET and is_tiny(cell.config):
         options = ["SOLVER.MAX_ITER", str(EMBEDDED_ITERATIONS), *options]
-    cfg = setup.load_config(cell.config, options=options, device="cpu")
-    max_iter, images = cfg.SOLVER.MAX_ITER, runs.images_per_ranking(cfg, cell.processes)
+    cfg = setup.load_config(cell.config, loss=cell.loss, options=options, device="cpu")
     if "TEST.EVAL_PERIOD" not in options:
-        options += ["TEST.EVAL_PERIOD", str(-(-max_iter // _EVALUATIONS))]
+        cfg.TEST.EVAL_PERIOD = -(-cfg.SOLVER.MAX_ITER // _EVALUATIONS)
+        options += ["TEST.EVAL_PERIOD", str(cfg.TEST.EVAL_PERIOD)]
+    batch, max_iter = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER
+    images = runs.images_per_ranking(cfg, cell.processes)
     cell = replace(cell, options=tuple(options), max_iter=max_iter, images_per_ranking=images)
     try:
-        return replace(cell, config_hash=runs.config_hash(cell_config(cell), cell.processes))
+        choose_device(cell.device)
+        setup.configure_datasets(cfg, *setup.choose_datasets(cfg, cell.dataset, None, None))
     except BucketRankError as error:
         return replace(cell, obstacle=str(error))
+    if batch % cell.processes:
+        problem = f"a batch of {batch} does not divide over {cell.processes} GPUs."
+        return replace(cell, obstacle=problem)
+    return replace(cell, config_hash=runs.config_hash(cfg, cell.processes))

@@ -139,13 +139,13 @@ def unmade_case(point: GridPoint) -> Case:
 
 def algorithm_of(loss: str) -> str:
     """loop, bucketed or exact; the name itself for what is no ranking loss."""
-    return LOSS_NAMES[loss][1] if loss in LOSS_NAMES else loss
+    return LOSS_NAMES.get(loss, (None, loss))[1]
 
 
 def loop_of(loss: str) -> str | None:
     """The loss of the same objective that goes through the positives one by one."""
-    objective = LOSS_NAMES[loss][0] if loss in LOSS_NAMES else None
-    return next((name for name, kind in LOSS_NAMES.items() if kind == (objective, "loop")), None)
+    loop = LOSS_NAMES.get(loss, (None, None))[0], "loop"
+    return next((name for name, kind in LOSS_NAMES.items() if kind == loop), None)
 
 
 class LossCalls:

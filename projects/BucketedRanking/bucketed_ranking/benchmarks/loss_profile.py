@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from .. import environment
+from ..console import ProgressDisplay, say
 from ..detectron2_setup import require_detectron2
 from ..errors import BucketRankError
 from . import timing
@@ -27,7 +29,7 @@ from .loss_cases import (
     make_case,
     unmade_case,
 )
-from .output import ProgressDisplay, csv_text, say
+from .output import csv_text
 from .plots import draw_profile
 from .timing import Timing, TimingOptions
 
@@ -85,7 +87,7 @@ def profile_losses(
         cases = capture_cases(**training_step, dtype=kind, device=str(where), seed=seed)
         source = {"training_step": training_step}
     results = []
-    with ProgressDisplay(len(cases) * num_advances(len(losses), options), console) as progress:
+    with ProgressDisplay(len(cases) * (len(losses) + options.repeats), console) as progress:
         for given in cases:
             case, made = given, Timing("a case")
             if isinstance(given, GridPoint):  # made now: there may not be room for two
@@ -126,15 +128,13 @@ def capture_cases(*, dtype: torch.dtype, **step: Any) -> list[Case]:
     return cases
 
 
-def num_advances(num_losses: int, options: TimingOptions) -> int:
-    """How many steps of progress `measure_case` has."""
-    return num_losses + options.repeats
-
-
 def measure_case(
     case: Case, timings: Sequence[Timing], options: TimingOptions, progress: ProgressDisplay
 ) -> None:
-    """Time and memory of every loss on a case: memory first, then warm-up, then the timed calls."""
+    """Time and memory of every loss on a case: memory first, then warm-up, then the timed calls.
+
+    There is a step of progress for each loss, and one for each repeat.
+    """
 
     def advance(text: str) -> None:
         progress.advance(f"{case.name}: {text}")
@@ -198,25 +198,27 @@ def describe_timings(timings: Sequence[Timing], num_logits: int) -> list[dict[st
     medians = {t.name: statistics.median(t.seconds) for t in timings if t.seconds}
     entries = []
     for loss in timings:
-        seconds, median = loss.seconds, medians.get(loss.name)
-        two = (2 * seconds if len(seconds) == 1 else seconds) or [0.0, 0.0]
-        quartiles = statistics.quantiles(two, n=4, method="inclusive")
+        low, quartile_1, median, quartile_3, high = (
+            np.quantile(loss.seconds, (0, 0.25, 0.5, 0.75, 1)).tolist()
+            if loss.seconds
+            else [None] * 5
+        )
         entry = {
             "loss": loss.name,
             "algorithm": algorithm_of(loss.name),
             "median_s": median,
-            "quartile_1_s": quartiles[0] if seconds else None,
-            "quartile_3_s": quartiles[2] if seconds else None,
-            "min_s": min(seconds, default=None),
-            "max_s": max(seconds, default=None),
-            "repeats": len(seconds),
+            "quartile_1_s": quartile_1,
+            "quartile_3_s": quartile_3,
+            "min_s": low,
+            "max_s": high,
+            "repeats": len(loss.seconds),
             "times_faster_than_loop": _ratio(medians.get(loop_of(loss.name) or ""), median),
             "times_focal": _ratio(median, medians.get("focal")),
             "peak_extra_bytes": loss.peak_bytes,
             "peak_extra_bytes_per_logit": _ratio(loss.peak_bytes, num_logits),
             "predicted_s": loss.predicted_seconds,
             "skipped": loss.skipped,
-            "seconds": seconds,
+            "seconds": loss.seconds,
         }
         entries.append(entry)
     return entries
@@ -230,11 +232,17 @@ def describe_machine(device: torch.device, dtype: str) -> dict[str, Any]:
     """The machine and the versions that a measurement belongs to."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "cpu": environment.cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "device": str(device), "gpu": gpu, "cuda": torch.version.cuda if gpu else None,
-        "system": f"{platform.system()} {platform.release()}", "dtype": dtype,
-        **environment.installed_versions("fvcore"), "git_commit": environment.git_commit(),
-    }  # fmt: skip
+        "cpu": environment.cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "dtype": dtype,
+        **environment.installed_versions("fvcore"),
+        "git_commit": environment.git_commit(),
+    }
 
 
 def write_profile(profile: dict[str, Any], output: Path) -> None:
@@ -243,12 +251,11 @@ def write_profile(profile: dict[str, Any], output: Path) -> None:
     (output / JSON).write_text(json.dumps(profile, indent=2) + "\n")
     facts = ("regime", "positives", "negatives", "relevant_negatives")
     end = {"date": profile["date"], **profile["machine"]}
-    lines = [
-        {"case": case["name"], **{name: case[name] for name in facts}, **entry, **end}
-        for case in profile["cases"]
-        for entry in case["entries"]
-    ]
-    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    lines = []
+    for case in profile["cases"]:
+        start = {"case": case["name"], **{name: case[name] for name in facts}}
+        for entry in case["entries"]:
+            lines.append(start | {k: v for k, v in entry.items() if k != "seconds"} | end)
     (output / CSV).write_text(csv_text(lines))
     draw_profile(profile["cases"], machine_in_words(profile), output / PICTURE)
 

@@ -1,11 +1,10 @@
-"""How measurements are shown: their progress, tables of strings, and rows as CSV."""
+"""How measurements are shown: tables of strings, a page of HTML, rows as CSV."""
 
 import base64
 import csv
 import html
 import io
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 from markdown import markdown
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tabulate import tabulate
+
+from ..console import say
 
 Columns = Mapping[str, Callable[[Any], str]]
 """What a table says of each of its rows, by title."""
@@ -28,40 +28,6 @@ th { border-bottom: 2px solid #444; vertical-align: bottom; }
 tr:has(td:first-child:not(:empty)) td { border-top: 1px solid #888; }
 img { max-width: 100%; }
 """
-
-
-class ProgressDisplay:
-    """Which of `total` steps is under way, in a `with` statement: a live bar on a terminal;
-    elsewhere plain lines, `interval_s` apart at least."""
-
-    def __init__(self, total: int, console: Console, interval_s: float = 5.0) -> None:
-        self._console, self._total, self._begun, self._interval = console, total, 0, interval_s
-        self._printed = float("-inf")
-        text = TextColumn("{task.description}", markup=False)
-        columns = BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), text
-        live = console.is_terminal
-        self._bar = Progress(*columns, console=console, transient=True, disable=not live)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> "ProgressDisplay":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def advance(self, text: str) -> None:
-        """The step before, if any, is done; the next is called `text`."""
-        self._begun += 1
-        self.show(self._begun - 1, f"{self._begun}/{self._total} {text}", text)
-
-    def show(self, done: int, line: str, text: str) -> None:
-        """So many steps are done; `text` stands beside the bar, `line` where there is none."""
-        self._bar.update(self._task, completed=done, description=text)
-        now = time.monotonic()
-        if self._bar.disable and now - self._printed >= self._interval:
-            self._printed = now
-            say(self._console, line)
 
 
 @dataclass(frozen=True)
@@ -120,11 +86,6 @@ def page(text: str, folder: Path) -> str:
     return f"{head}\n{body}\n</html>\n"
 
 
-def say(console: Console, text: str) -> None:
-    """Print a text as it is: not folded, not coloured."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as CSV, their keys as columns; what a row lacks is left empty."""
     stream = io.StringIO()
@@ -142,9 +103,10 @@ def number(value: float | None, decimals: int, unit: str = "") -> str:
 
 def in_words(seconds: float) -> str:
     """A length of time as people say it: 40 s, 12 min, 3.5 h, 2.1 days."""
-    for limit, unit, name, decimals in (
-        (100, 1, "s", 0), (100 * 60, 60, "min", 0), (48 * 3600, 3600, "h", 1),
-    ):  # fmt: skip
-        if seconds < limit:
-            return f"{seconds / unit:.{decimals}f} {name}"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.1f} days"

@@ -1,12 +1,13 @@
 """The pictures of a loss profile and of a table."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # it needs Detectron2
 # Width of line and marker: what is drawn later is thinner, so that equal values show both.
 _WIDTHS = {"ap": (3.8, 9.5), "alrp": (2.6, 7.0)}
 _THIN = (1.4, 4.5)
+_BAND = {"alpha": 0.13, "linewidth": 0}
 _REGIMES = {
     "start": "start of training: all negatives relevant",
     "trained": "trained: few negatives relevant",
@@ -55,9 +57,9 @@ def draw_profile(cases: Sequence[dict[str, Any]], machine: str, path: Path) -> N
     else:
         height = 1.3 + 0.3 * len(cases[0]["entries"])
         figure, all_axes = _panels(2 * len(cases), 2, width=6.5, height=height)
-        for number, axes in enumerate(all_axes):
-            label, scale = list(_QUANTITIES.values())[number % 2]
-            case, quantity = cases[number // 2], list(_QUANTITIES)[number % 2]
+        panels = product(cases, _QUANTITIES)
+        for axes, (case, quantity) in zip(all_axes, panels, strict=True):
+            label, scale = _QUANTITIES[quantity]
             values = [scale * (entry[quantity] or 0) for entry in case["entries"]]
             colours = [style_of(entry["loss"])[0] for entry in case["entries"]]
             names = [LABELS[entry["loss"]] for entry in case["entries"]]
@@ -67,7 +69,7 @@ def draw_profile(cases: Sequence[dict[str, Any]], machine: str, path: Path) -> N
     skipped = sum(entry["skipped"] is not None for entry in entries)
     note = f"\n{skipped} of {len(entries)} measurements skipped, see profile.csv" if skipped else ""
     figure.suptitle(f"What ranking losses cost\n{machine}{note}", fontsize=11)
-    _save(figure, path)
+    figure.savefig(path)
 
 
 def _draw_sizes(axes: Axes, cases: Sequence[dict], regime: str, quantity: str, size: str) -> None:
@@ -83,16 +85,17 @@ def _draw_sizes(axes: Axes, cases: Sequence[dict], regime: str, quantity: str, s
             if entry[quantity] is not None:
                 measured.setdefault(entry["loss"], {})[case[size]] = entry
     for loss in sorted(measured, key=list(LABELS).index):
-        entries = list(measured[loss].values())
-        names = ("quartile_1_s", "quartile_3_s") if quantity == "median_s" else ()
-        low_high = [[scale * entry[name] for entry in entries] for name in names]
-        widths = _WIDTHS.get(LOSS_NAMES[loss][0], _THIN) if loss in LOSS_NAMES else _THIN
-        ys = [scale * entry[quantity] for entry in entries]
-        _draw_curve(axes, loss, LABELS[loss], list(measured[loss]), ys, low_high, widths)
+        xs, entries = list(measured[loss]), list(measured[loss].values())
+        objective, _ = LOSS_NAMES.get(loss, (loss, None))
+        style = _style(loss, *_WIDTHS.get(objective, _THIN))
+        axes.plot(xs, [scale * entry[quantity] for entry in entries], label=LABELS[loss], **style)
+        if quantity == "median_s":
+            band = [[scale * e[f"quartile_{n}_s"] for e in entries] for n in (1, 3)]
+            axes.fill_between(xs, *band, color=style["color"], **_BAND)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(ticks := sorted({case[size] for case in cases}))
-    axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+    ticks = sorted({case[size] for case in cases})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     _label_scale(axes.yaxis, *axes.get_ylim())
     title = f"{_REGIMES[regime]}, {_SIZES[other][0]} = {fixed:,}"
@@ -128,7 +131,8 @@ def draw_table(rows: Sequence["Row"], curves: Sequence["Row"], output: Path) -> 
     ):
         if shown:
             pictures[name] = caption
-            _save(draw(sorted(shown, key=lambda row: list(LABELS).index(row.loss))), output / name)
+            figure = draw(sorted(shown, key=lambda row: list(LABELS).index(row.loss)))
+            figure.savefig(output / name)
     return pictures
 
 
@@ -164,9 +168,10 @@ def _draw_ap_curves(rows: Sequence["Row"]) -> Figure:
         curves = curves_of(row, task)
         shared = sorted(set.intersection(*map(set, curves)))
         values = [[curve[iteration] for curve in curves] for iteration in shared]
-        low_high = [list(map(min, values)), list(map(max, values))]
-        means = [sum(v) / len(v) for v in values]
-        _draw_curve(axes, row.loss, row.label, shared, means, low_high, (1.6, 5))
+        style = _style(row.loss, 1.6, 5)
+        axes.plot(shared, list(map(mean, values)), label=row.label, **style)
+        low, high = list(map(min, values)), list(map(max, values))
+        axes.fill_between(shared, low, high, color=style["color"], **_BAND)
         axes.update_datalim([(0, 0)])  # both axes begin at 0
 
     return _draw_by_task(rows, curves_of, draw, "iteration")
@@ -175,11 +180,8 @@ def _draw_ap_curves(rows: Sequence["Row"]) -> Figure:
 def _draw_trade(rows: Sequence["Row"]) -> Figure:
     def draw(axes: Axes, row: "Row", task: str) -> None:
         ap, seconds = row.statistic(f"{task}_AP"), row.statistic("seconds_per_iteration")
-        colour, line, marker = style_of(row.loss)
-        filling = colour if line in ("-", "-.") else "white"
-        style = {"fmt": marker, "color": colour, "markerfacecolor": filling, "markersize": 8}
-        x = 1000 * seconds.mean
-        axes.errorbar(x, ap.mean, yerr=ap.std, capsize=3, label=row.label, **style)
+        style = _style(row.loss, 1.5, 8) | {"linestyle": "none", "capsize": 3}
+        axes.errorbar(1000 * seconds.mean, ap.mean, yerr=ap.std, label=row.label, **style)
         axes.margins(0.15)
 
     label = "milliseconds an iteration (further left is faster)"
@@ -228,16 +230,12 @@ def _draw_bars(
     axes.invert_yaxis()
 
 
-def _draw_curve(
-    axes: Axes, loss: str, label: str, xs: Sequence[float], ys: Sequence[float],
-    low_high: Sequence[Sequence[float]], widths: tuple[float, float],
-) -> None:  # fmt: skip
+def _style(loss: str, linewidth: float, markersize: float) -> dict[str, Any]:
+    """How matplotlib draws a loss; the markers of exact losses and references are filled."""
     colour, line, marker = style_of(loss)
-    filling = "white" if line != "-" else colour
-    style = {"linewidth": widths[0], "markersize": widths[1], "markerfacecolor": filling}
-    axes.plot(xs, ys, line, marker=marker, color=colour, label=label, **style)
-    if low_high:
-        axes.fill_between(xs, *low_high, color=colour, alpha=0.13, linewidth=0)
+    filling = colour if line in ("-", "-.") else "white"
+    look = {"color": colour, "linestyle": line, "marker": marker, "markerfacecolor": filling}
+    return look | {"linewidth": linewidth, "markersize": markersize}
 
 
 def _panels(
@@ -266,8 +264,3 @@ def _legend(figure: Figure, all_axes: Sequence[Axes], title: str | None = None) 
     columns = max(1, min(3, -(-len(handles) // 2)))
     style = {"frameon": False, "handlelength": 3, "title": title, "ncols": columns}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", **style)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))

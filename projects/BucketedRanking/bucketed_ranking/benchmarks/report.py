@@ -4,14 +4,16 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from ..console import say
 from ..data.files import write_atomically
 from ..engine.run_records import Record
 from ..published import IMAGES_PER_RANKING, TASKS
 from .cell_records import FAILED, FINISHED, OBSTRUCTED
-from .output import Columns, Table, csv_text, in_words, number, page, say
+from .output import Columns, Table, csv_text, in_words, number, page
 from .plots import draw_table
 from .rows import METRICS, Row, Statistic, finished_rows, make_rows
 
@@ -82,8 +84,8 @@ def _tables(rows: Sequence[Row]) -> list[Table]:
         ap = f"{task}_AP"
         columns = _NAMES | {"seeds": lambda row: str(len(row.cells))}
         columns |= {name: _column(f"{task}_{name}", 1) for name in METRICS}
-        columns["vs unbucketed"] = lambda row, ap=ap: _difference(row, row.unbucketed, ap)
-        columns["vs score"] = lambda row, ap=ap: _difference(row, row.score, ap)
+        columns["vs unbucketed"] = _difference("unbucketed", ap)
+        columns["vs score"] = _difference("score", ap)
         known = [row for row in rows if row.statistic(ap)]
         title = f"{TASKS[task].capitalize()} AP"
         tables.append(Table.of(known, columns, title, _ACCURACY_NOTE.format(TASKS[task])))
@@ -154,24 +156,22 @@ def _machine(record: Record) -> str:
     return ", ".join([f"{record['device_name'] or record['device']} ({count})", *known])
 
 
-def _text(statistic: Statistic | None, decimals: int, sign: str = "", scale: float = 1) -> str:
+def _text(
+    statistic: Statistic | None, decimals: int, sign: str = "", scale: float = 1, unit: str = ""
+) -> str:
     if statistic is None:
         return "-"
     mean = f"{scale * statistic.mean:{sign}.{decimals}f}"
-    return mean if statistic.std is None else f"{mean} ± {scale * statistic.std:.{decimals}f}"
+    std = "" if statistic.std is None else f" ± {scale * statistic.std:.{decimals}f}"
+    return mean + std + unit
 
 
-def _column(name: str, decimals: int, scale: float = 1) -> Callable[[Row], str]:
-    return lambda row: _text(row.statistic(name), decimals, scale=scale)
+def _column(name: str, decimals: int, **how: Any) -> Callable[[Row], str]:
+    return lambda row: _text(row.statistic(name), decimals, **how)
 
 
-def _difference(row: Row, other: Row | None, name: str) -> str:
-    return _text(row.difference(other, name), 1, "+")
-
-
-def _share(row: Row) -> str:
-    share = row.statistic("classification_loss_share")
-    return "-" if share is None else f"{100 * share.mean:.0f} %"
+def _difference(other: str, name: str) -> Callable[[Row], str]:
+    return lambda row: _text(row.difference(getattr(row, other), name), 1, "+")
 
 
 _NAMES: Columns = {
@@ -183,7 +183,7 @@ _COSTS: Columns = {
     "s / iteration": _column("seconds_per_iteration", 3),
     "speed-up": lambda row: number(row.speed_up(), 2, "x"),
     "classification ms": _column("classification_loss_ms", 1),
-    "share": _share,
+    "share": _column("classification_loss_share", 0, scale=100, unit=" %"),
     "all losses ms": _column("loss_ms", 1),
     "images / s": _column("images_per_second", 1),
     "peak memory GiB": _column("peak_memory_bytes", 2, scale=1 / 2**30),

@@ -14,9 +14,14 @@ from .loss_cases import loop_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 COSTS = (
-    "seconds_per_iteration", "loss_ms", "classification_loss_ms", "classification_loss_share",
-    "data_seconds_per_iteration", "images_per_second", "peak_memory_bytes",
-)  # fmt: skip
+    "seconds_per_iteration",
+    "loss_ms",
+    "classification_loss_ms",
+    "classification_loss_share",
+    "data_seconds_per_iteration",
+    "images_per_second",
+    "peak_memory_bytes",
+)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..console import say
 from ..data.files import write_atomically
 from ..errors import BucketRankError
 from ..published import IMAGES_PER_RANKING, published
 from . import cell_records as records
-from .cell_processes import Estimates, InterruptedTableError, Place, make_places, run_cells
+from .cell_processes import CellRunner, Place, make_places, seconds_left, seconds_per_iteration
 from .cells import Cell
-from .output import Table, in_words, say
+from .output import Table, in_words
 from .report import print_report, write_report
 
 _PAPER_GPUS = 4
@@ -68,14 +69,10 @@ def run(
     done = sum(records.read_record(cell)["state"] == records.FINISHED for cell in cells)
     say(console, f"{len(cells)} cells, {done} of them finished before, in {output}")
     _warn_of_other_rankings(cells, console)
-    stopped = False
-    try:
-        run_cells(cells, places, console)
-    except InterruptedTableError:
-        stopped = True
+    ended = CellRunner(cells, places, console).run()
     report(output, console)
     states = [records.read_record(cell)["state"] for cell in cells]
-    return stopped, states.count(records.FAILED)
+    return not ended, states.count(records.FAILED)
 
 
 def _remember(cells: list[Cell], output: Path) -> None:
@@ -86,15 +83,15 @@ def _remember(cells: list[Cell], output: Path) -> None:
 
 def show_plan(cells: list[Cell], output: Path, places: Sequence[Place], console: Console) -> None:
     """Print the cells of a table, their state and how long they will take."""
-    estimates = Estimates(cells)
+    known = [records.read_record(cell) for cell in cells]
     header = ["cell", "state", "iterations", "images / ranking", "estimated", "by"]
     rows, times = [], []
-    for cell in cells:
-        state, time, source = records.read_record(cell)["state"], "-", ""
+    for cell, record in zip(cells, known, strict=True):
+        state, time, source = record["state"], "-", ""
         if state != records.FINISHED and cell.max_iter:
-            times.append(estimates.seconds(cell))
-            known = estimates.per_iteration(cell.config, cell.loss)
-            time, source = (in_words(times[-1]), known[1]) if known else ("unknown", "")
+            times.append(seconds_left(record, known))
+            pace = seconds_per_iteration(cell.config, cell.loss, known)
+            time, source = (in_words(times[-1]), pace[1]) if pace else ("unknown", "")
         numbers = str(cell.max_iter or "-"), str(cell.images_per_ranking or "-")
         rows.append([cell.name, state, *numbers, time, source])
     Table(header, rows).print(console)
@@ -133,8 +130,7 @@ def write_jobs(cells: list[Cell], output: Path, path: Path) -> int:
         raise BucketRankError(f"There is a file at {path} already; choose another for the jobs.")
     _remember(cells, output)
     (output / "cells").mkdir(parents=True, exist_ok=True)
-    over = (records.FINISHED, records.OBSTRUCTED)
-    todo = [cell for cell in cells if records.read_record(cell)["state"] not in over]
+    todo = [cell for cell in cells if records.is_to_do(records.read_record(cell))]
     write_atomically(path, "".join(f"{cell.job()}\n" for cell in todo))
     return len(todo)
 

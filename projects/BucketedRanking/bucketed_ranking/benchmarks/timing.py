@@ -70,18 +70,14 @@ def warm_up(timing: Timing, call: Call, device: torch.device, options: TimingOpt
 
 def timed(call: Call, device: torch.device) -> float:
     """Seconds of one call, until the device has done it."""
-    _synchronise(device)
+    on_accelerator = device.type != "cpu"
+    if on_accelerator:
+        torch.accelerator.synchronize(device)
     start = time.perf_counter()
     call()
-    _synchronise(device)
+    if on_accelerator:
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - start
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 @contextmanager
@@ -99,9 +95,9 @@ def skip_without_memory(timing: Timing) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
-    words = ("allocate memory", "not enough memory", "out of memory")
+    words = ("allocate memory", "not enough memory", "out of memory")  # as torch says it
     told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return told or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+    return told or isinstance(error, MemoryError)
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:

@@ -18,25 +18,27 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from rich.console import Console
 
-from .. import environment
+from ..console import ProgressDisplay, say
 from ..data.files import write_atomically
 from ..engine import runs, setup
 from ..engine.hooks import SeedEachIteration
 from ..engine.loss_profiler import measure_losses, summarise_samples
-from ..engine.run_records import Record, share_of
+from ..engine.run_records import Record, flat_run, share_of
 from ..engine.trainer import Trainer
 from ..errors import BucketRankError
 from . import cell_records as records
 from . import timing
 from .cells import DEFAULT_LOSSES, choose_detectors, is_tiny
-from .output import ProgressDisplay, number, say
+from .output import number
 from .timing import Timing, TimingOptions
 
 # COCO has 7.3 objects a picture; their sizes here are spread evenly over the octaves.
 _OBJECTS = 7
+_SEED = 0
 _SMALLEST, _LARGEST = 16, 512
 _MASK_CORNERS = 12
 _WARM_UP, _PROFILED = 3, 3
+_CONDITIONS = ("config_hash", "device_name", "images_per_ranking", "pictures")
 
 
 def time_detectors(
@@ -69,94 +71,78 @@ def time_detectors(
         setup.check_loss(loss)
     full_size = [name for name in setup.available_configs() if not is_tiny(name)]
     configs = choose_detectors(detectors or full_size, None)
-    entries = [
-        {"name": f"{config.replace('/', '-')}-{loss}", "config": config, "loss": loss, "seed": 0,
-         "dataset": None, "max_iter": steps}
-        for config in configs
-        for loss in losses or DEFAULT_LOSSES
-    ]  # fmt: skip
+    entries: list[Record] = []
+    for config, loss in itertools.product(configs, losses or DEFAULT_LOSSES):
+        entry = {"name": f"{config.replace('/', '-')}-{loss}", "config": config, "loss": loss}
+        entries.append({**entry, "seed": 0, "dataset": None, "max_iter": steps})
     records.add_to_grid(output, [{**entry, "timing": True} for entry in entries])
     with ProgressDisplay(len(entries), console) as progress:
         for entry in entries:
-            progress.advance(f"{entry['config']} with {entry['loss']}")
+            config, loss = entry["config"], entry["loss"]
+            progress.advance(f"{config} with {loss}")
             path = records.timing_file(output, entry["name"])
             given = ["MODEL.WEIGHTS", "", *options]
-            config, loss = entry["config"], entry["loss"]
             cfg = setup.load_config(config, loss=loss, options=given, device=device)
             cfg.SOLVER.IMS_PER_BATCH = batch_size or cfg.SOLVER.IMS_PER_BATCH
-            conditions = _conditions(cfg, image_size)
-            before = json.loads(path.read_text()) if path.is_file() else conditions
-            if any(before.get(key) != value for key, value in conditions.items()):
+            about = flat_run(runs.describe_run(cfg, processes=1))
+            about["pictures"] = _pictures(cfg, image_size)
+            before = json.loads(path.read_text()) if path.is_file() else about
+            if any(before.get(key) != about[key] for key in _CONDITIONS):
                 raise BucketRankError(
                     f"{path} was timed under other conditions; choose another folder with --output."
                 )
             if before.get("state") != records.FINISHED:
                 costs = measure_training_steps(cfg, image_size, steps)
-                write_atomically(path, json.dumps(entry | conditions | costs, indent=1) + "\n")
+                write_atomically(path, json.dumps(entry | about | costs, indent=1) + "\n")
                 took = f"{number(costs['seconds_per_iteration'], 3)} s/iteration"
                 say(console, f"{entry['name']}: {costs['error'] or took}")
 
 
-def _conditions(cfg: CfgNode, image_size: tuple[int, int]) -> Record:
+def _pictures(cfg: CfgNode, image_size: tuple[int, int]) -> str:
     count, (height, width) = cfg.SOLVER.IMS_PER_BATCH, image_size
     pictures = f"{count} made-up picture{'s' if count > 1 else ''} of {width} x {height}"
     amp = ", mixed precision" if cfg.SOLVER.AMP.ENABLED else ""
-    return {
-        "config_hash": runs.config_hash(cfg),
-        "device_name": environment.device_name(cfg.MODEL.DEVICE),
-        "images_per_ranking": runs.images_per_ranking(cfg, processes=1),
-        "pictures": f"random weights, {pictures} an iteration{amp}",
-    }
+    return f"random weights, {pictures} an iteration{amp}"
 
 
-def measure_training_steps(
-    cfg: CfgNode, image_size: tuple[int, int], steps: int = 10, seed: int = 0
-) -> Record:
+def measure_training_steps(cfg: CfgNode, image_size: tuple[int, int], steps: int) -> Record:
     """Time training steps of a detector with random weights, which stay as they are.
 
     A few more than `steps` are taken: to warm up, and under the profiler, for the losses.
 
     Returns:
-        The costs and versions of a record; peak memory is that of tensors on the GPU.
+        The state and costs of a record; peak memory is that of tensors on the GPU.
 
     Raises:
         BucketRankError: see :func:`trainer_class`.
     """
-    versions = environment.installed_versions("torchvision", "detectron2")
-    record = {f"{name}_version": version for name, version in versions.items()} | {
-        "git_commit": environment.git_commit(), "device": cfg.MODEL.DEVICE, "processes": 1,
-        "threads": torch.get_num_threads(), "started": runs.now(),
-    }  # fmt: skip
-    step, samples = _time_steps(cfg, image_size, steps, seed)
+    step, samples = _time_steps(cfg, image_size, steps)
     seconds = median(step.seconds) if step.seconds else None
-    record |= {"seconds_per_iteration": seconds, "peak_memory_bytes": step.peak_bytes}
+    record = {"seconds_per_iteration": seconds, "peak_memory_bytes": step.peak_bytes}
     record |= summarise_samples(samples)
     if step.skipped or seconds is None:
         return {**record, "state": records.FAILED, "error": step.skipped}
-    return {
-        **record,
-        "state": records.FINISHED,
-        "error": None,
-        "iterations": steps,
-        "classification_loss_share": share_of(record),
-        "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds,
-    }
+    record |= {"state": records.FINISHED, "error": None, "iterations": steps}
+    record |= {"images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds}
+    return record | {"classification_loss_share": share_of(record)}
 
 
 def _time_steps(
-    cfg: CfgNode, image_size: tuple[int, int], steps: int, seed: int
+    cfg: CfgNode, image_size: tuple[int, int], steps: int
 ) -> tuple[Timing, list[dict[str, float]]]:
     make_trainer, device = trainer_class(cfg), torch.device(cfg.MODEL.DEVICE)
-    torch.manual_seed(seed)
+    torch.manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(_SEED)
     cfg = cfg.clone()
     # The optimiser does all its work, but the weights, and with them the losses' input, stay.
     cfg.SOLVER.BASE_LR = 0.0
     step, samples = Timing("step"), []
     with timing.skip_without_memory(step), EventStorage() as storage:
         model = build_model(cfg).train()
-        batches = itertools.repeat(make_batch(cfg, image_size, seed))
+        count = cfg.SOLVER.IMS_PER_BATCH
+        batches = itertools.repeat([make_input(cfg, image_size, generator) for _ in range(count)])
         trainer = make_trainer(model, batches, Trainer.build_optimizer(cfg, model))
-        trainer.register_hooks([SeedEachIteration(seed)])
+        trainer.register_hooks([SeedEachIteration(_SEED)])
         trainer.storage, trainer.iter = storage, 0
 
         def call() -> None:
@@ -189,13 +175,8 @@ def trainer_class(cfg: CfgNode) -> type[SimpleTrainer]:
     return AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
 
 
-def make_batch(cfg: CfgNode, image_size: tuple[int, int], seed: int) -> list[dict]:
-    """SOLVER.IMS_PER_BATCH pictures of noise with objects anywhere, in Detectron2's format."""
-    generator = torch.Generator().manual_seed(seed)
-    return [_make_input(cfg, image_size, generator) for _ in range(cfg.SOLVER.IMS_PER_BATCH)]
-
-
-def _make_input(cfg: CfgNode, image_size: tuple[int, int], generator: torch.Generator) -> dict:
+def make_input(cfg: CfgNode, image_size: tuple[int, int], generator: torch.Generator) -> dict:
+    """A picture of noise with objects anywhere, in Detectron2's format."""
     height, width = image_size
     extent = torch.tensor([width, height])
     octaves = math.log2(_LARGEST / _SMALLEST)

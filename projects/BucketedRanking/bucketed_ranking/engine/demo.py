@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import Boxes, BoxMode, Instances
-from PIL import Image, ImageDraw
+from matplotlib.figure import Figure
+from PIL import Image
 
-from ..data.draw import draw_boxes
+from ..data.draw import LabelledBox, draw_boxes
 from . import runs, setup
 from .inference import best_threshold, detect, labelled_boxes, load_detector
 
 CONFIG = "retinanet_tiny"
 DATASET = "shapes"
-_MARGIN, _CAPTION = 8, 24
+_PICTURES = 4
 
 
 def train_losses(
@@ -42,7 +41,7 @@ def train_losses(
     return results
 
 
-def draw_comparison(losses: Sequence[str], output: Path, num_images: int = 4) -> Path:
+def draw_comparison(losses: Sequence[str], output: Path) -> Path:
     """Draw ground truth and the detections of every loss side by side, a row an image.
 
     Each detector's boxes are drawn above its own best score threshold.
@@ -56,46 +55,37 @@ def draw_comparison(losses: Sequence[str], output: Path, num_images: int = 4) ->
     class_names = MetadataCatalog.get(name).thing_classes
     rows = []
     # The pictures with most objects say most.
-    dicts = sorted(DatasetCatalog.get(name), key=lambda d: -len(d["annotations"]))[:num_images]
+    dicts = sorted(DatasetCatalog.get(name), key=lambda d: -len(d["annotations"]))[:_PICTURES]
     for dataset_dict in dicts:
         image = read_image(dataset_dict["file_name"], format="RGB")
-        row = {"ground truth": _draw(image, _ground_truth(dataset_dict), class_names)}
+        truth = [
+            LabelledBox(*a["bbox"], a["category_id"], class_names[a["category_id"]])
+            for a in dataset_dict["annotations"]  # x, y, width, height, as in COCO's JSON
+        ]
+        row = {"ground truth": _draw(image, truth, len(class_names))}
         for loss, detector in detectors.items():
             bgr = detector.cfg.INPUT.FORMAT == "BGR"
             instances = detect(detector, image[:, :, ::-1] if bgr else image)
             kept = instances[instances.scores >= thresholds[loss]]
-            row[loss] = _draw(image, kept, class_names)
+            row[loss] = _draw(image, labelled_boxes(kept, class_names), len(class_names))
         rows.append(row)
     path = output / "detections.png"
-    _montage(rows).save(path)
+    _draw_rows(rows).savefig(path)
     return path
 
 
-def _ground_truth(dataset_dict: dict[str, Any]) -> Instances:
-    annotations = dataset_dict["annotations"]
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    return Instances(
-        (dataset_dict["height"], dataset_dict["width"]),
-        pred_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
-        pred_classes=torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64),
-    )
+def _draw(image: np.ndarray, boxes: Sequence[LabelledBox], num_classes: int) -> Image.Image:
+    return draw_boxes(Image.fromarray(image), boxes, num_classes, short_side=400)
 
 
-def _draw(image: np.ndarray, instances: Instances, class_names: Sequence[str]) -> Image.Image:
-    boxes = labelled_boxes(instances, class_names)
-    return draw_boxes(Image.fromarray(image), boxes, len(class_names), short_side=400)
-
-
-def _montage(rows: Sequence[dict[str, Image.Image]]) -> Image.Image:
-    width = max(picture.width for row in rows for picture in row.values()) + _MARGIN
-    heights = [max(p.height for p in row.values()) + _CAPTION + _MARGIN for row in rows]
-    sheet = Image.new("RGB", (width * len(rows[0]) + _MARGIN, sum(heights)), "white")
-    pen = ImageDraw.Draw(sheet)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, (caption, picture) in enumerate(row.items()):
-            left = _MARGIN + column * width
-            pen.text((left, top + 4), caption, fill="black", font_size=16)
-            sheet.paste(picture, (left, top + _CAPTION))
-        top += height
-    return sheet
+def _draw_rows(rows: Sequence[dict[str, Image.Image]]) -> Figure:
+    """Pictures in rows, each under its caption."""
+    size = (4 * len(rows[0]), 3.4 * len(rows))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    pictures = [named for row in rows for named in row.items()]
+    for axes, (caption, picture) in zip(grid.flat, pictures, strict=True):
+        axes.imshow(picture)
+        axes.set_title(caption)
+        axes.axis("off")
+    return figure

@@ -2,34 +2,26 @@
 
 import json
 import signal
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from ..criterion import RankingCriterion
+from ..console import ProgressDisplay
 
 WARM_UP_ITERATIONS = 10
+"""The first iterations of a training, of which neither steps nor losses are timed."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, or the model itself."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def ranking_criteria(model: nn.Module) -> dict[str, RankingCriterion]:
-    """The ranking criteria of a model's heads, by their names in it."""
-    modules = unwrap(model).named_modules()
-    return {name: module for name, module in modules if isinstance(module, RankingCriterion)}
 
 
 class SeedEachIteration(HookBase):
@@ -45,32 +37,6 @@ class SeedEachIteration(HookBase):
     def before_step(self) -> None:
         key = [self.seed, comm.get_rank(), self.trainer.iter]
         seed_all_rng(int(np.random.SeedSequence(key).generate_state(1)[0]) // 2)
-
-
-class StepTimer(HookBase):
-    """Wall-clock seconds of each step, data loading included, evaluation and saving left out."""
-
-    def __init__(self, device: str, warm_up: int = WARM_UP_ITERATIONS):
-        self.synchronise = torch.cuda.synchronize if device.startswith("cuda") else _nothing
-        self.warm_up = warm_up
-        self.seconds: list[float] = []
-
-    def before_step(self) -> None:
-        self.synchronise()
-        self.start = time.perf_counter()
-
-    def after_step(self) -> None:
-        self.synchronise()
-        self.seconds.append(time.perf_counter() - self.start)
-
-    def median_seconds(self) -> float | None:
-        """Median over the steps after warm-up; None where there were no more."""
-        measured = self.seconds[self.warm_up :]
-        return statistics.median(measured) if measured else None
-
-
-def _nothing() -> None:
-    pass
 
 
 class TrainingInterruptedError(Exception):
@@ -89,9 +55,7 @@ class SaveOnInterrupt(HookBase):
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, period: int = 20):
-        self.period = period
+    period = 20
 
     def before_train(self) -> None:
         self.received: int | None = None
@@ -121,56 +85,33 @@ class SaveOnInterrupt(HookBase):
 
 
 class ProgressLine(HookBase):
-    """A live line with iteration, time left, images/s and losses; plain lines off a terminal.
-
-    Every evaluation on the way adds a line of its own.
-    """
-
-    plain_interval_s = 30.0
+    """Shows iteration, time left, images/s and losses, and every evaluation on the way."""
 
     def __init__(self, title: str, images_per_batch: int, console: Console):
         self.title, self.images_per_batch, self.console = title, images_per_batch, console
 
     def before_train(self) -> None:
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        trainer = self.trainer
-        self.task = self.progress.add_task(
-            self.title, total=trainer.max_iter, completed=trainer.start_iter, status=""
-        )
-        self.progress.start()
-        self.started = self.printed = time.monotonic()
+        self.progress = ProgressDisplay(self.trainer.max_iter, self.console, interval_s=30.0)
+        self.progress.bar.start()
+        self.started = time.monotonic()
 
     def after_step(self) -> None:
-        status = self._status()
         done = self.trainer.iter + 1
         self._print_evaluation(done)
-        self.progress.update(self.task, completed=done, status=status)
-        now = time.monotonic()
-        due = now - self.printed > self.plain_interval_s or done == self.trainer.max_iter
-        if self.progress.disable and due:
-            self.printed = now
-            steps = done - self.trainer.start_iter
-            left = (now - self.started) / steps * (self.trainer.max_iter - done)
-            self.console.print(
-                f"{self.title} {done}/{self.trainer.max_iter}, {left / 60:.1f} min left, {status}",
-                soft_wrap=True,
-                highlight=False,
-            )
+        pace = (time.monotonic() - self.started) / (done - self.trainer.start_iter)
+        left = pace * (self.trainer.max_iter - done) / 60
+        self._show(done, f"{left:.1f} min left, {self._status()}")
 
     def after_train(self) -> None:
-        self.progress.stop()
+        self.progress.bar.stop()
 
     def show_evaluation(self, done: int, total: int) -> None:
         """Show how far an evaluation is, in batches."""
-        self.progress.update(self.task, status=f"evaluating {done}/{total}")
+        self._show(self.trainer.iter, f"evaluating {done}/{total}")
+
+    def _show(self, iteration: int, text: str) -> None:
+        line = f"{self.title} {iteration}/{self.trainer.max_iter}, {text}"
+        self.progress.show(iteration, line, f"{self.title}, {text}")
 
     def _print_evaluation(self, done: int) -> None:
         latest = self.trainer.storage.latest()

@@ -2,22 +2,18 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from detectron2.engine import TrainerBase, hooks
-from torch import Tensor
 
+from ..criterion import RankingCriterion
 from ..errors import BucketRankError
-from ..losses import RankingLoss
 from . import runs, setup
-from .hooks import SeedEachIteration, ranking_criteria, unwrap
+from .hooks import SeedEachIteration, unwrap
 from .trainer import Trainer
-
-DEFAULT_LOSS = "rs-exact"
-"""What a detector is trained with before the step; MODEL.RANKING.LOSS overrides it."""
 
 
 def capture_loss_inputs(
@@ -30,6 +26,8 @@ def capture_loss_inputs(
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """What each ranking loss of a detector is given in one step of training.
+
+    The detector is trained with rs-exact unless the options set MODEL.RANKING.LOSS.
 
     Args:
         config: see `engine.setup.find_config`.
@@ -44,7 +42,7 @@ def capture_loss_inputs(
         BucketRankError: config, data set or options are not there or do not fit, training diverges,
             or the detector has no ranking loss.
     """
-    cfg = setup.load_config(config, loss=DEFAULT_LOSS, options=options, device=device)
+    cfg = setup.load_config(config, loss="rs-exact", options=options, device=device)
     setup.configure_datasets(cfg, *setup.choose_datasets(cfg, dataset, None, None))
     cfg.SEED = seed
     calls: list[dict[str, Any]] = []
@@ -57,9 +55,8 @@ def capture_loss_inputs(
         trainer._hooks = [hook for hook in trainer._hooks if isinstance(hook, needed)]
         try:
             TrainerBase.train(trainer, 0, after)
-            recorder = _recorder(unwrap(trainer._trainer.model), calls)
-            with patch.object(RankingLoss, "forward_indexed", recorder):
-                TrainerBase.train(trainer, after, after + 1)
+            _record_calls(unwrap(trainer._trainer.model), calls)
+            TrainerBase.train(trainer, after, after + 1)
         except FloatingPointError as error:
             raise BucketRankError(
                 f"Training diverged in iteration {trainer.iter}, before the step to profile; take "
@@ -73,28 +70,20 @@ def capture_loss_inputs(
     return calls
 
 
-def _recorder(
-    model: torch.nn.Module, calls: list[dict[str, Any]]
-) -> Callable[..., dict[str, Tensor]]:
-    """`RankingLoss.forward_indexed`, but the arguments of every call are kept."""
-    forward = RankingLoss.forward_indexed
-    heads = {
-        id(criterion.loss): type(model.get_submodule(name.rpartition(".")[0])).__name__
-        for name, criterion in ranking_criteria(model).items()
-    }
+def _record_calls(model: torch.nn.Module, calls: list[dict[str, Any]]) -> None:
+    """Keep the arguments of every call of the model's ranking losses from now on."""
+    for name, criterion in model.named_modules():
+        if isinstance(criterion, RankingCriterion):
+            head = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            loss = criterion.loss
+            loss.forward_indexed = _recorded(loss.forward_indexed, head, calls)
 
-    def record(
-        loss: RankingLoss,
-        logits: Tensor,
-        positives: Tensor,
-        qualities: Tensor,
-        ignored_rows: Tensor,
-        box_losses: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        given = {"positives": positives, "qualities": qualities, "ignored_rows": ignored_rows}
-        kept = {"logits": logits, **given, "box_losses": box_losses}
-        kept = {name: v if v is None else v.detach().clone() for name, v in kept.items()}
-        calls.append({"head": heads[id(loss)], **kept})
-        return forward(loss, logits, **given, box_losses=box_losses)
+
+def _recorded(forward: Callable, head: str, calls: list[dict[str, Any]]) -> Callable:
+    def record(*given: Any, **named: Any) -> dict[str, torch.Tensor]:
+        arguments = signature(forward).bind(*given, **named).arguments
+        kept = {name: v if v is None else v.detach().clone() for name, v in arguments.items()}
+        calls.append({"head": head, **kept})
+        return forward(*given, **named)
 
     return record

@@ -155,22 +155,20 @@ def _marked(function: Any, mark: str) -> Any:
 
 
 class LossProfiler(HookBase):
-    """Measures the losses of every `period`-th iteration, at most of some fifty in a training.
+    """Measures the losses of every twentieth iteration, at most of some fifty in a training.
 
     See the module for what is measured. The median of the step's time hardly feels it.
     """
 
-    def __init__(
-        self, device: str, max_iter: int, period: int = 20, warm_up: int = WARM_UP_ITERATIONS
-    ):
-        self.device, self.warm_up = device, warm_up
-        self.period = max(period, max_iter // _MOST_SAMPLES)
+    def __init__(self, device: str, max_iter: int):
+        self.device = device
+        self.period = max(20, max_iter // _MOST_SAMPLES)
         self.samples: list[dict[str, float]] = []
         self._measuring = ExitStack()
 
     def before_step(self) -> None:
         iteration = self.trainer.iter - self.trainer.start_iter
-        if iteration >= self.warm_up and iteration % self.period == 0:
+        if iteration >= WARM_UP_ITERATIONS and iteration % self.period == 0:
             self.samples.append(self._measuring.enter_context(measure_losses(self.device)))
 
     def after_step(self) -> None:

@@ -2,7 +2,7 @@
 
 A record is a dict of plain values, such as "seconds_per_iteration" and, of the tasks that were
 evaluated, "bbox_AP" and "bbox_AP[class]" in percent. What is not known is None or absent. "curves"
-has by task pairs of iteration and AP.
+has by task pairs of iteration and AP; see :mod:`.loss_profiler` for the times of the losses.
 """
 
 import json
@@ -17,19 +17,6 @@ from . import runs
 
 Record = dict[str, Any]
 
-_RUN_KEYS = (
-    "images_per_ranking", "config_hash", "git_commit", "device", "device_name", "threads",
-    "processes", "started", "ended", "error",
-)  # fmt: skip
-_COSTS = {
-    "seconds_per_iteration": "seconds_per_iteration",
-    "loss_ms": "loss_ms_per_iteration",
-    "classification_loss_ms": "classification_loss_ms_per_iteration",
-    "images_per_second": "images_per_second",
-    "peak_memory_bytes": "peak_memory_bytes",
-}
-"""Names in results.json; see :mod:`.loss_profiler` for the times of the losses."""
-
 
 def read_run(folder: Path, max_iter: int) -> Record | None:
     """The record of a run that is to take `max_iter` iterations; None where there is no run.
@@ -40,20 +27,30 @@ def read_run(folder: Path, max_iter: int) -> Record | None:
     if not runs.is_run(folder):
         return None
     run = runs.read_json(folder / runs.RECORD)
-    metrics = [json.loads(line) for line in _metric_lines(folder)]
-    record = {key: run.get(key) for key in _RUN_KEYS}
-    record |= {f"{key}_version": value for key, value in (run.get("versions") or {}).items()}
-    record["iterations"] = max(run["iterations"], iterations_done(folder, max_iter))
+    metrics = _metrics(folder)
+    record = flat_run(run)
+    # Detectron2 counts from 0, but gives the last evaluation the iteration after.
+    done = min(metrics[-1]["iteration"] + 1, max_iter) if metrics else 0
+    record["iterations"] = max(run["iterations"], done)
     record["curves"] = _curves(metrics, max_iter)
     if runs.is_finished(folder, max_iter) and (folder / runs.RESULTS).is_file():
         return {**record, "state": "finished", **_results(folder, run, metrics)}
     return {**record, "state": run["state"] if run["state"] != "finished" else "training"}
 
 
+def flat_run(run: Record) -> Record:
+    """The plain values of run.json, and the versions in it."""
+    plain = {key: value for key, value in run.items() if not isinstance(value, dict | list)}
+    return plain | {f"{name}_version": v for name, v in run.get("versions", {}).items()}
+
+
 def _results(folder: Path, run: Record, metrics: list[Record]) -> Record:
     """What a finished run has measured."""
     results = runs.read_json(folder / runs.RESULTS)
-    flat = {name: results[key] for name, key in _COSTS.items()}
+    costs = ("seconds_per_iteration", "images_per_second", "peak_memory_bytes")
+    flat = {name: results[name] for name in costs}
+    for name in ("loss_ms", "classification_loss_ms"):
+        flat[name] = results[f"{name}_per_iteration"]
     waits = [line["data_time"] for line in metrics if "data_time" in line]
     started, ended = (datetime.fromisoformat(run[key]) for key in ("started", "ended"))
     flat |= {
@@ -75,26 +72,19 @@ def share_of(costs: Record) -> float | None:
     return loss_ms / 1000 / seconds if loss_ms and seconds else None
 
 
-def iterations_done(folder: Path, max_iter: int) -> int:
-    """How far the run in a folder is, by its metrics."""
-    lines = _metric_lines(folder)
-    # Detectron2 counts from 0, but gives the last evaluation the iteration after.
-    return min(json.loads(lines[-1])["iteration"] + 1, max_iter) if lines else 0
-
-
 def _curves(metrics: list[Record], max_iter: int) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, dict[int, float]] = {}
     for line in metrics:
         for task in TASKS:
             ap = line.get(f"{task}/AP")
             if ap is not None and not math.isnan(ap):
-                # As in `iterations_done`.
+                # As in `read_run`.
                 curves.setdefault(task, {})[min(line["iteration"] + 1, max_iter)] = ap
     return {task: sorted(points.items()) for task, points in curves.items()}
 
 
-def _metric_lines(folder: Path) -> list[str]:
+def _metrics(folder: Path) -> list[Record]:
     """The lines of a run's metrics.json; a last one that is being written is left out."""
     path = folder / "metrics.json"
     text = path.read_text() if path.is_file() else ""
-    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]

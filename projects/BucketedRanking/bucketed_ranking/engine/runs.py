@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import resource
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
@@ -27,7 +29,7 @@ from ..data.registry import find_dataset
 from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
 from .evaluation import write_results
-from .hooks import TrainingInterruptedError
+from .hooks import WARM_UP_ITERATIONS, TrainingInterruptedError
 from .loss_profiler import summarise_samples
 from .setup import default_config, flatten
 from .trainer import Trainer
@@ -43,7 +45,7 @@ _DIVERGED = (
     "(SOLVER.CLIP_GRADIENTS.ENABLED True)."
 )
 _RECORDED_PACKAGES = ("torchvision", "detectron2", "numpy", "faster-coco-eval")
-_LOGGERS = ("detectron2", "fvcore", "bucketed_ranking")
+_LOGGERS = ("detectron2", "fvcore", "bucketed_ranking", "py.warnings")
 
 
 def is_run(folder: Path) -> bool:
@@ -69,23 +71,19 @@ def prepare_run(cfg: CfgNode, resume: bool) -> Path:
             raise BucketRankError(
                 f"There is no run to resume in {output}; leave --resume out to start one."
             )
-        _check_same_run(cfg, output)
+        before = read_json(output / RECORD)["identity"]
+        for key, value in _identity(cfg).items():
+            if before[key] != value:
+                raise BucketRankError(
+                    f"The run in {output} was started with {key} {before[key]!r}, not {value!r}; "
+                    "resume it with the same arguments, or choose another --output."
+                )
     elif output.exists() and {path.name for path in output.iterdir()} - _WRITTEN_FIRST:
         raise BucketRankError(
             f"The output folder {output} is not empty; add --resume to go on with the run in it, "
             "or choose another with --output."
         )
     return output
-
-
-def _check_same_run(cfg: CfgNode, output: Path) -> None:
-    before = read_json(output / RECORD)["identity"]
-    for key, value in _identity(cfg).items():
-        if before[key] != value:
-            raise BucketRankError(
-                f"The run in {output} was started with {key} {before[key]!r}, not {value!r}; "
-                "resume it with the same arguments, or choose another --output."
-            )
 
 
 def _identity(cfg: CfgNode) -> dict[str, Any]:
@@ -186,8 +184,8 @@ def train(
     (output / "config.yaml").write_text(cfg.dump())
     try:
         launch(_train_worker, num_gpus, dist_url="auto", args=(cfg, resume, profile))
-    except ProcessRaisedException as error:
-        # Several processes: the exception itself stays in the one that raised it.
+    except (FloatingPointError, ProcessRaisedException) as error:
+        # With several processes the exception itself stays in the one that raised it.
         record = read_json(output / RECORD)
         if record["state"] == "interrupted":
             raise TrainingInterruptedError(record["iterations"]) from error
@@ -199,8 +197,22 @@ def train(
     return read_json(output / RESULTS)
 
 
+def describe_run(cfg: CfgNode, processes: int) -> dict[str, Any]:
+    """What a record says of how and on what a config is run, from now on."""
+    return {
+        "config_hash": config_hash(cfg, processes),
+        "device": cfg.MODEL.DEVICE,
+        "device_name": device_name(cfg.MODEL.DEVICE),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "images_per_ranking": images_per_ranking(cfg, processes),
+        "started": _now(),
+        "versions": installed_versions(*_RECORDED_PACKAGES),
+        "git_commit": git_commit(),
+    }
+
+
 def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
-    processes = comm.get_world_size()
     output = Path(cfg.OUTPUT_DIR)
     datasets = {name: register(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     with run_logging(output):
@@ -212,16 +224,9 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
             "identity": _identity(cfg),
             "command": sys.argv,
             "seed": cfg.SEED,
-            "config_hash": config_hash(cfg, processes),
-            "device": cfg.MODEL.DEVICE,
-            "device_name": device_name(cfg.MODEL.DEVICE),
-            "threads": torch.get_num_threads(),
-            "processes": processes,
-            "images_per_ranking": images_per_ranking(cfg, processes),
-            "started": now(),
-            "versions": installed_versions(*_RECORDED_PACKAGES),
-            "git_commit": git_commit(),
-            **_classes(cfg.DATASETS.TRAIN[0]),
+            **describe_run(cfg, comm.get_world_size()),
+            "class_names": list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes),
+            "category_ids": category_ids(cfg.DATASETS.TRAIN[0]),
             "datasets": {name: info.as_dict() for name, info in datasets.items()},
             "entries": {name: find_dataset(name).as_dict() for name in datasets},
             "iterations": 0,
@@ -239,9 +244,7 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
             record["error"] = (
                 f"Training diverged at iteration {trainer.iter}: {_one_line(error)} {_DIVERGED}"
             )
-            raise BucketRankError(
-                f"{record['error']} The log is in {output / 'log.txt'}."
-            ) from error
+            raise
         except (TrainingInterruptedError, KeyboardInterrupt):
             record["state"] = "interrupted"
             raise
@@ -251,22 +254,14 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
             raise
         finally:
             record["iterations"] = min(trainer.iter, trainer.max_iter)
-            record["ended"] = now()
+            record["ended"] = _now()
             record["unreadable_images"] = sorted(trainer.unreadable_images)
             write_results(output / RECORD, record)
         write_results(output / RESULTS, _results(cfg, trainer))
 
 
-def _classes(dataset: str) -> dict[str, list]:
-    """Names and the data set's own ids of the classes, by class index."""
-    return {
-        "class_names": list(MetadataCatalog.get(dataset).thing_classes),
-        "category_ids": category_ids(dataset),
-    }
-
-
 def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
-    seconds = trainer.step_timer.median_seconds()
+    seconds = median_seconds(trainer.storage, trainer.start_iter + WARM_UP_ITERATIONS)
     times = summarise_samples(trainer.loss_profiler.samples if trainer.loss_profiler else [])
     latest = trainer.storage.latest()
     return {
@@ -285,6 +280,14 @@ def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def median_seconds(storage: EventStorage, first: int) -> float | None:
+    """Median of Detectron2's time of a step, data included, evaluation and saving left out, over
+    the iterations from `first` on; None where there were none."""
+    history = storage.histories().get("time")
+    measured = [seconds for seconds, i in history.values() if i >= first] if history else []
+    return statistics.median(measured) if measured else None
+
+
 def _peak_memory(device: str) -> int:
     """Of the GPU's memory what tensors took at most; on the CPU the process' resident memory."""
     if device.startswith("cuda"):
@@ -297,7 +300,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") + "."
 
 
-def now() -> str:
+def _now() -> str:
     """The time as records have it: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -305,10 +308,10 @@ def now() -> str:
 def _concerns_the_user(record: logging.LogRecord) -> bool:
     """Whether a warning belongs on the terminal and not in the log alone.
 
-    Exceptions reach the user as one sentence. Detectron2 warns of what is normal here, such as
-    category ids that are not 1, 2, 3, ...; what it warns of in loading weights matters.
+    Exceptions reach the user as one sentence. Detectron2 and Python warn of what is normal here,
+    such as category ids that are not 1, 2, 3, ...; what is warned of in loading weights matters.
     """
-    return record.exc_info is None and not record.name.startswith("detectron2")
+    return record.exc_info is None and not record.name.startswith(("detectron2", "py.warnings"))
 
 
 @contextmanager
@@ -323,26 +326,21 @@ def run_logging(output: Path) -> Iterator[None]:
     terminal.setLevel(logging.WARNING if comm.is_main_process() else logging.CRITICAL)
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     terminal.addFilter(_concerns_the_user)
-    handlers = [file, terminal]
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    warnings = logging.getLogger("py.warnings")
+    before = [(logger.level, logger.propagate) for logger in loggers]
     logging.captureWarnings(True)
-    before = [(logger, logger.level, logger.propagate) for logger in loggers]
-    warnings.addHandler(file)
-    warnings.propagate = False
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        for handler in handlers:
-            logger.addHandler(handler)
+        logger.addHandler(file)
+        logger.addHandler(terminal)
     try:
         yield
     finally:
         logging.captureWarnings(False)
-        warnings.removeHandler(file)
-        for logger, level, propagate in before:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.setLevel(level)
             logger.propagate = propagate
-            for handler in handlers:
-                logger.removeHandler(handler)
+            logger.removeHandler(file)
+            logger.removeHandler(terminal)
         file.close()

@@ -22,7 +22,6 @@ from .hooks import (
     ProgressLine,
     SaveOnInterrupt,
     SeedEachIteration,
-    StepTimer,
     drop_metrics_after,
     unwrap,
 )
@@ -93,8 +92,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
-        self.step_timer = StepTimer(cfg.MODEL.DEVICE)
-        first = [self.step_timer, SeedEachIteration(cfg.SEED)]
+        first: list[hooks.HookBase] = [SeedEachIteration(cfg.SEED)]
         if self.loss_profiler is not None:
             first.append(self.loss_profiler)
         self._progress = None
