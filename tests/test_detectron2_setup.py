@@ -122,11 +122,14 @@ def test_a_wheel_with_another_hash_is_refused(registry, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(find_spec("detectron2") is None, reason="detectron2 is not installed")
-def test_a_detectron2_that_imports_is_kept(monkeypatch):
-    monkeypatch.setattr(detectron2_setup, "_pip", lambda *arguments: pytest.fail("pip was called"))
+def test_a_detectron2_that_imports_is_kept_and_gets_what_training_needs_beside_it(monkeypatch):
+    called = []
+    monkeypatch.setattr(detectron2_setup, "_pip", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(detectron2_setup, "installed_version", lambda name: "0.1.0")
     said = []
     detectron2_setup.install_detectron2(None, said.append)
-    assert said[0].endswith("is installed and imports; kept.")
+    assert called == [("install", "bucketrank[detectors]==0.1.0")]
+    assert said[-1].endswith("is installed and imports; kept.")
 
 
 def test_a_source_that_fails_is_one_error_and_no_other_source(registry, tmp_path, monkeypatch):

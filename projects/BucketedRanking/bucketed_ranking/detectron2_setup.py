@@ -111,20 +111,20 @@ def install_detectron2(source: str | None, report: Callable[[str], None]) -> Non
     Raises:
         BucketRankError: a tool is missing, or pip fails; no other source is tried then.
     """
-    if source is None and import_detectron2():
-        report(f"detectron2 {installed_version('detectron2')} is installed and imports; kept.")
-        return
-    source = source or "registry"
     if find_spec("pip") is None:
         raise BucketRankError(
             f"pip is missing in the environment of {sys.executable}, and installs detectron2; "
             "`python -m ensurepip` adds it (with uv: `uv pip install pip`)."
         )
-    if source != "registry" and not source.endswith(".whl"):
+    if source not in (None, "registry") and not source.endswith(".whl"):
         _require_build_tools(source)
     if (ours := installed_version("bucketrank")) is not None:
         report("Installing what training needs beside detectron2 ...")
         _pip("install", f"bucketrank[detectors]=={ours}")
+    if source is None and import_detectron2():
+        report(f"detectron2 {installed_version('detectron2')} is installed and imports; kept.")
+        return
+    source = source or "registry"
     with tempfile.TemporaryDirectory(prefix="detectron2-") as folder:
         if source == "registry":
             report(f"Taking detectron2's Python files from {REGISTRY_PACKAGE} ...")
