@@ -156,6 +156,17 @@ def test_duplicates_are_found(make: Make) -> None:
     assert len(ids) == len(set(ids)) == 20
 
 
+def test_annotations_of_an_id_that_two_files_share_train_neither(make: Make) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        content["images"][1]["id"] = 1
+
+    entry = make(edit)
+    assert _kinds(entry) == {"image id of several files": 2, "unknown image id": 2}
+    content = _clean(entry)
+    assert [image["id"] for image in content["images"]] == list(range(3, 11))
+    assert {annotation["image_id"] for annotation in content["annotations"]} == set(range(3, 11))
+
+
 def test_missing_and_zero_annotation_ids_are_given(make: Make) -> None:
     def edit(content: dict[str, Any]) -> None:
         del content["annotations"][0]["id"]

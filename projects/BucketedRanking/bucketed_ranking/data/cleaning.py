@@ -1,7 +1,7 @@
 """Finds what is wrong with the content of a COCO JSON, and makes a clean copy of it."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "duplicate category name": ("warning", "both are kept"),
     "malformed image record": ("error", "the picture is skipped"),
     "duplicate image id": ("error", "the first one stands"),
+    "image id of several files": ("error", "the pictures and their annotations are skipped"),
     "missing image": ("error", "the picture is skipped"),
     "unreadable image": ("error", "the picture is skipped"),
     "image size differs": ("error", "the picture is skipped"),
@@ -82,6 +83,10 @@ class DatasetCleaner:
         self._images: dict[str, dict[str, Any] | None] = {}  # None: skipped
         self._seen: set[tuple[Any, ...]] = set()
         categories = self._usable(content["categories"], self._category)
+        self._names: dict[str, set[str]] = defaultdict(set)  # files by image id
+        for record in content["images"]:
+            if (name := file_name(record)) is not None:
+                self._names[str(record.get("id"))].add(name)
         images = self._usable(content["images"], self._image)
         if len({type(image["id"]) for image in images}) > 1:
             for image in images:
@@ -149,6 +154,9 @@ class DatasetCleaner:
         if name is None or not isinstance(record.get("id"), int | str):
             raise _UnusableError("malformed image record", f"images[{index}]: {short(record)}")
         key = str(record["id"])
+        if len(self._names[key]) > 1:  # whose the annotations are, nobody can tell
+            self._images[key] = None
+            raise _UnusableError("image id of several files", f"id {key}: '{name}'")
         if key in self._images:
             raise _UnusableError("duplicate image id", f"id {key}: '{name}'")
         self._images[key] = None
