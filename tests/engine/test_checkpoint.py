@@ -9,6 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from torchvision.models import resnet18
 
+from bucketed_ranking.balance import EpochBalance
 from bucketed_ranking.engine.checkpoint import SafeCheckpointer, adapt_background_column
 from bucketed_ranking.engine.setup import load_config
 from bucketed_ranking.errors import BucketRankError
@@ -22,7 +23,10 @@ def build(detector: str, loss: str, seed: int = 0):
     return build_model(narrow_config(detector, loss, *ALL_SCORES))
 
 
-@pytest.mark.parametrize("losses", [("score", "brs"), ("brs", "score"), ("bap", "rs")])
+@pytest.mark.parametrize(
+    "losses",
+    [("score", "brs"), ("brs", "score"), ("bap", "rs"), ("brs", "alrp"), ("alrp-exact", "score")],
+)
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_weights_of_one_loss_load_under_another(detector, losses, tmp_path):
     source, target = build(detector, losses[0]), build(detector, losses[1], seed=1)
@@ -32,6 +36,8 @@ def test_weights_of_one_loss_load_under_another(detector, losses, tmp_path):
     for name, value in target.state_dict().items():
         if "head.quality" in name and name not in expected:
             assert not value.any(), "a branch that leaves the order of the scores alone"
+        elif "balance." in name and name not in expected:
+            assert torch.equal(value, getattr(EpochBalance(), name.rpartition(".")[2])), "a start"
         elif "box_predictor" not in name or ".cls_score." not in name:
             assert torch.equal(value, expected[name]), name
 

@@ -36,6 +36,12 @@ class EpochBalance(nn.Module):
         self.sums.zero_()
         self.iterations.zero_()
 
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *how):
+        """Weights of a detector with another loss have no averages, and lack nothing."""
+        for name, value in self.named_buffers():
+            state_dict.setdefault(prefix + name, value)
+        super()._load_from_state_dict(state_dict, prefix, *how)
+
     @torch.no_grad()
     def _count(self, result: RankingResult) -> None:
         # Nothing here makes the host wait, and buffers that a graph may hold are not written to.
