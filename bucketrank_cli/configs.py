@@ -5,8 +5,7 @@ from dataclasses import asdict
 
 import typer
 
-from .doctor import Format, OutputFormat
-from .options import say
+from .options import Format, OutputFormat, say
 
 
 def configs(output_format: OutputFormat = Format.table) -> None:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .doctor import Format, OutputFormat
-from .options import say
+from .options import Format, OutputFormat, say
 
 if TYPE_CHECKING:
     from rich.table import Table

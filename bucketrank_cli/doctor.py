@@ -2,25 +2,14 @@
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import say
+from .options import Format, OutputFormat, say
 
 if TYPE_CHECKING:
     from bucketed_ranking.doctor import Finding
-
-
-class Format(StrEnum):
-    table = "table"
-    json = "json"
-
-
-OutputFormat = Annotated[
-    Format, typer.Option("--format", help="A table for people, or JSON for programs.")
-]
 
 
 def doctor(

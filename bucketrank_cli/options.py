@@ -1,6 +1,7 @@
 """Options and output that several commands share."""
 
 import math
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,16 @@ ConfigOptions = Annotated[
     typer.Argument(
         metavar="[KEY VALUE]...", help="Detectron2 config keys, such as SOLVER.MAX_ITER 2000."
     ),
+]
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+
+
+OutputFormat = Annotated[
+    Format, typer.Option("--format", help="A table for people, or JSON for programs.")
 ]
 
 

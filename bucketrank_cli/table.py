@@ -109,9 +109,13 @@ def table(
     }
     if timing:
         training_steps.time_detectors(
-            folder, batch_size=batch_size, image_size=_size(image_size), steps=steps,
-            console=console, **chosen,
-        )  # fmt: skip
+            folder,
+            console,
+            batch_size=batch_size,
+            image_size=_size(image_size),
+            steps=steps,
+            **chosen,
+        )
         job.report(folder, console)
         return
     here = not dry_run and emit_jobs is None

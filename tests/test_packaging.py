@@ -232,6 +232,8 @@ def test_set_up_installs_detectron2_last_and_does_nothing_the_second_time(set_up
     assert second.returncode == 0
     assert second.stdout == ""
     assert "pip" not in set_up.calls.read_text()
+    # What is kept may be anyone's; a source that is asked for is installed.
+    assert "detectron2 (registry)" in set_up.run(DETECTRON2="registry").stdout
 
 
 def test_an_unreachable_detectron2_comes_after_everything_else_and_names_the_ways_out(set_up):

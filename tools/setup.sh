@@ -132,7 +132,7 @@ install_detectron2() {
         echo "setup: detectron2's C++ part is compiled now, which takes some minutes"
     step "detectron2 ($from)" "$venv/bin/bucketrank" doctor --install-detectron2 \
         ${DETECTRON2:+--detectron2-from "$DETECTRON2"} || detectron2_failed "$from"
-    echo "$from" >"$venv/.detectron2"
+    echo "${DETECTRON2:-}" >"$venv/.detectron2"
 }
 
 detectron2_failed() {

@@ -9,6 +9,7 @@ from bucketed_ranking.config import add_bucketed_ranking_config
 from bucketed_ranking.data.registry import add_dataset, find_dataset
 from bucketed_ranking.engine import setup
 from bucketed_ranking.errors import BucketRankError
+from bucketed_ranking.zoo import available_configs, find_config
 
 RANKING_KEYS = {
     "retinanet_R_50_FPN_1x": ("RankingRetinaNet", (10.0, 10.0, 5.0, 5.0), 0.008),
@@ -20,7 +21,7 @@ RANKING_KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(setup.available_configs()))
+@pytest.mark.parametrize("name", sorted(available_configs()))
 def test_every_shipped_config_loads_with_every_kind_of_loss(name):
     for loss in ("score", "brs", "ap-exact"):
         cfg = setup.load_config(name, loss=loss, device="cpu")
@@ -28,7 +29,7 @@ def test_every_shipped_config_loads_with_every_kind_of_loss(name):
         assert not cfg.MODEL.RANKING.RECIPE, "the recipe is applied once and emptied"
 
 
-@pytest.mark.parametrize("name", sorted(setup.available_configs()))
+@pytest.mark.parametrize("name", sorted(available_configs()))
 def test_ranked_detections_are_cut_off_by_no_score_but_on_lvis(name):
     cfg = setup.load_config(name, loss="brs", device="cpu")
     two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
@@ -55,7 +56,7 @@ def test_recipes_of_the_papers_apply_to_ranking_losses_only(name):
 def test_score_is_the_model_zoos_own_config(name):
     from detectron2 import model_zoo
 
-    folder = "Misc" if "cascade" in name else setup.find_config(name).parent.name
+    folder = "Misc" if "cascade" in name else find_config(name).parent.name
     zoo = get_cfg()
     zoo.merge_from_file(model_zoo.get_config_file(f"{folder}/{name}.yaml"))
     ours = setup.load_config(name, loss="score", device="cpu")

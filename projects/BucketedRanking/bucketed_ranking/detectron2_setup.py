@@ -1,7 +1,7 @@
 """Detectron2: importing it, saying that it is missing, and installing it.
 
 Detectron2 itself is on no package registry. Its Python files are, in the wheel of another project
-(`sal-detectron2`): those of the official repository at commit a59f0563, but for three lines that
+(`sal-detectron2`): those of the official repository at commit a59f0563, but for three places that
 tools/compare_detectron2.sh shows. Nothing here needs Detectron2's compiled part, so that these
 files, without the wheel's binary, are what is installed unless the user asks for another source.
 
@@ -118,6 +118,7 @@ def install_detectron2(source: str | None, report: Callable[[str], None]) -> Non
         )
     if source not in (None, "registry") and not source.endswith(".whl"):
         _require_build_tools(source)
+        _pip("install", "ninja", "setuptools<81", "wheel")
     if (ours := installed_version("bucketrank")) is not None:
         report("Installing what training needs beside detectron2 ...")
         _pip("install", f"bucketrank[detectors]=={ours}")
@@ -191,7 +192,6 @@ def _require_build_tools(source: str) -> None:
             f"Python.h is missing, and detectron2 is compiled from {source}: install Python's "
             f"headers (Debian, Ubuntu: apt install python3-dev), {instead}"
         )
-    _pip("install", "ninja", "setuptools<81", "wheel")
 
 
 def _pip(*arguments: str) -> None:

@@ -13,7 +13,7 @@ from ..engine import runs, setup
 from ..environment import choose_device
 from ..errors import BucketRankError
 from ..published import PUBLISHED, published
-from ..zoo import list_configs
+from ..zoo import available_configs, find_config, list_configs
 
 EMBEDDED_DATASET = "shapes"
 DEFAULT_DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
@@ -142,23 +142,23 @@ def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> lis
         name = split_names(dataset)[0].removesuffix("_train") if dataset else None
         made_for = [summary.name for summary in list_configs() if summary.dataset == name]
         return [config for config in made_for if not is_tiny(config)] or list(DEFAULT_DETECTORS)
-    configs = setup.available_configs()
+    configs = available_configs()
     chosen: list[str] = []
     for pattern in patterns:
-        chosen += fnmatch.filter(configs, pattern) or [setup.find_config(pattern).stem]
+        chosen += fnmatch.filter(configs, pattern) or [find_config(pattern).stem]
     return list(dict.fromkeys(chosen))
 
 
 def is_tiny(config: str) -> bool:
     """Whether a shipped config is one of the small detectors for a CPU."""
-    path = setup.available_configs().get(config)
+    path = available_configs().get(config)
     return path is not None and path.parent.name == "Tiny"
 
 
 def _complete(cell: Cell) -> Cell:
     """The cell with what its config says, or with its obstacle."""
     options = list(cell.options)
-    if cell.config not in setup.available_configs() and published(cell.config, cell.loss):
+    if cell.config not in available_configs() and published(cell.config, cell.loss):
         return replace(cell, obstacle=f"the detector {cell.config} is not in this version yet")
     if cell.dataset == EMBEDDED_DATASET and is_tiny(cell.config):
         options = ["SOLVER.MAX_ITER", str(EMBEDDED_ITERATIONS), *options]

@@ -10,12 +10,13 @@ from rich.console import Console
 
 from ..console import say
 from ..data.files import write_atomically
+from ..engine.evaluation import METRICS
 from ..engine.run_records import Record
 from ..published import IMAGES_PER_RANKING, TASKS
 from .cell_records import FAILED, FINISHED, OBSTRUCTED
 from .output import Columns, Table, csv_text, in_words, number, page
 from .plots import draw_table
-from .rows import METRICS, Row, Statistic, finished_rows, make_rows
+from .rows import Row, Statistic, finished_rows, make_rows
 
 _MOST_CLASSES = 20
 _ACCURACY_NOTE = (

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import SCORE_LOSS
+from ..engine.evaluation import METRICS
 from ..engine.run_records import Record
 from ..loss_styles import LABELS
 from ..published import IMAGES_PER_RANKING, TASKS, PublishedRow, published
 from .cell_records import FINISHED
 from .loss_cases import loop_of
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 COSTS = (
     "seconds_per_iteration",
     "loss_ms",

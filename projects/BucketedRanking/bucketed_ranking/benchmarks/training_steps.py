@@ -26,6 +26,7 @@ from ..engine.loss_profiler import measure_losses, summarise_samples
 from ..engine.run_records import Record, flat_run, share_of
 from ..engine.trainer import Trainer
 from ..errors import BucketRankError
+from ..zoo import available_configs
 from . import cell_records as records
 from . import timing
 from .cells import DEFAULT_LOSSES, choose_detectors, is_tiny
@@ -69,7 +70,7 @@ def time_detectors(
     """
     for loss in losses or ():
         setup.check_loss(loss)
-    full_size = [name for name in setup.available_configs() if not is_tiny(name)]
+    full_size = [name for name in available_configs() if not is_tiny(name)]
     configs = choose_detectors(detectors or full_size, None)
     entries: list[Record] = []
     for config, loss in itertools.product(configs, losses or DEFAULT_LOSSES):

@@ -30,7 +30,7 @@ def capture_loss_inputs(
     The detector is trained with rs-exact unless the options set MODEL.RANKING.LOSS.
 
     Args:
-        config: see `engine.setup.find_config`.
+        config: see `zoo.find_config`.
         dataset: a data set with splits; None: the config's own.
         options: KEY VALUE pairs.
         after: iterations of training before the step.

@@ -14,7 +14,7 @@ from ..data.registry import split_names
 from ..environment import choose_device
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES
-from ..zoo import available_configs, find_config  # noqa: F401  (callers take both from here)
+from ..zoo import find_config
 
 
 def default_config() -> CfgNode:
