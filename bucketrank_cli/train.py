@@ -36,7 +36,20 @@ def train(
         bool,
         typer.Option("--auto-resume", help="Go on with the run in it if there is one, else start."),
     ] = False,
-    num_gpus: Annotated[int, typer.Option(min=1, help="GPUs, one process each.")] = 1,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine: a GPU each, or on the CPU."),
+    ] = None,
+    num_gpus: Annotated[
+        int | None, typer.Option(min=1, help="As --num-processes, on GPUs alone.")
+    ] = None,
+    num_machines: Annotated[
+        int, typer.Option(min=1, help="Machines; the same command runs on each of them.")
+    ] = 1,
+    machine_rank: Annotated[int, typer.Option(min=0, help="This machine's, from 0.")] = 0,
+    dist_url: Annotated[
+        str, typer.Option(help="Where machines meet, such as tcp://10.0.0.1:29500.")
+    ] = "auto",
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of everything random; left out, a random one.")
     ] = None,
@@ -50,26 +63,37 @@ def train(
     from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Training")
-    from bucketed_ranking.engine import runs, setup
+    from bucketed_ranking.engine import run_folder, runs, setup
+    from bucketed_ranking.engine.processes import Processes, is_first_process
 
     cfg = setup.load_config(config, loss=loss, options=options or [], device=device)
     names = setup.choose_datasets(cfg, dataset, train_split, val_split)
     info, _ = setup.configure_datasets(cfg, *names)
-    cfg.OUTPUT_DIR = str(output or setup.default_output(config, cfg))
-    resume = resume or (auto_resume and runs.is_run(Path(cfg.OUTPUT_DIR)))
-    if resume and runs.is_finished(Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER):
-        say(f"The run in {cfg.OUTPUT_DIR} is finished: there is nothing left to do.")
-        print_results(runs.read_json(Path(cfg.OUTPUT_DIR) / runs.RESULTS))
+    folder = output or setup.default_output(config, cfg)
+    cfg.OUTPUT_DIR = str(folder)
+    processes = Processes(
+        num_gpus or num_processes or 1, num_machines, machine_rank, dist_url, num_gpus is not None
+    )
+    cfg = runs.scale_to_processes(cfg, processes)
+    if not is_first_process(processes):
+        # Of several that were started by hand, by torchrun or by Slurm, the first one speaks.
+        runs.train(cfg, processes=processes, profile=profile)
         return
-    runs.prepare_run(cfg, resume)
-    runs.choose_seed(cfg, seed, resume)
+    resume = resume or (auto_resume and run_folder.is_run(folder))
+    if resume and run_folder.is_finished(folder, cfg.SOLVER.MAX_ITER):
+        say(f"The run in {folder} is finished: there is nothing left to do.")
+        print_results(run_folder.read_json(folder / run_folder.RESULTS))
+        return
+    run_folder.choose_seed(cfg, seed, resume)
+    run_folder.prepare_run(cfg, resume)
+    together = f", {processes.total} processes" if processes.total > 1 else ""
     say(
         f"Training {Path(config).stem} with {cfg.MODEL.RANKING.LOSS} on {names[0]} "
         f"({info.num_images} images, {info.num_annotations} boxes, {info.num_classes} classes), "
-        f"device {cfg.MODEL.DEVICE}, seed {cfg.SEED}, into {cfg.OUTPUT_DIR}"
+        f"device {cfg.MODEL.DEVICE}{together}, seed {cfg.SEED}, into {folder}"
     )
     try:
-        results = runs.train(cfg, resume=resume, num_gpus=num_gpus, profile=profile)
+        results = runs.train(cfg, resume=resume, processes=processes, profile=profile)
     except runs.TrainingInterruptedError as stop:
         say(
             f"Stopped after iteration {stop.iteration}; the checkpoint is saved. The same command "
@@ -80,6 +104,6 @@ def train(
     if results["unreadable_images"]:
         say(
             f"{results['unreadable_images']} training images could not be read and were replaced "
-            f"by others; {cfg.OUTPUT_DIR}/{runs.RECORD} names them."
+            f"by others; {folder}/{run_folder.RECORD} names them."
         )
-    say(f"Everything is in {cfg.OUTPUT_DIR}: results.json, log.txt, metrics.json, ...")
+    say(f"Everything is in {folder}: results.json, log.txt, metrics.json, ...")

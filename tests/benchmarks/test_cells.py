@@ -13,7 +13,7 @@ from bucketed_ranking.benchmarks.cells import (
     is_tiny,
     plan,
 )
-from bucketed_ranking.engine import runs, setup
+from bucketed_ranking.engine import run_folder, setup
 from bucketed_ranking.errors import BucketRankError
 from bucketed_ranking.published import PUBLISHED
 from bucketed_ranking.zoo import available_configs
@@ -57,7 +57,7 @@ def test_processes_that_share_a_batch_change_the_ranking_and_the_hash(tmp_path, 
     one, two, three = (plan_brs(tmp_path, blobs, processes=count)[0] for count in (1, 2, 3))
     assert (one.images_per_ranking, two.images_per_ranking) == (8, 4)
     assert one.config_hash != two.config_hash
-    assert one.config_hash == runs.config_hash(cell_config(one))
+    assert one.config_hash == run_folder.config_hash(cell_config(one))
     assert "8 does not divide over 3 GPUs" in three.obstacle
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from bucketed_ranking.data.catalog import register
-from bucketed_ranking.engine import runs, setup
+from bucketed_ranking.engine import run_folder, runs, setup
 from bucketed_ranking.engine.cityscapes import class_curve
 from bucketed_ranking.engine.data_loader import build_train_loader
 from bucketed_ranking.engine.evaluation import evaluate_model
@@ -82,7 +82,7 @@ def test_training_ends_with_the_data_sets_own_measure(root, names, tmp_path, mon
     results = runs.train(config(names, *options))
     assert 0 <= results["segm"]["AP"] <= 100
     assert ("bbox" in results) == ("APr" in results["segm"]) == (names is LVIS)
-    record = runs.read_json(tmp_path / "run" / runs.RECORD)
+    record = run_folder.read_json(tmp_path / "run" / run_folder.RECORD)
     num_classes = 1203 if names is LVIS else 8
     assert len(record["category_ids"]) == len(record["class_names"]) == num_classes
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing else is written"

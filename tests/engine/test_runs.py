@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from bucketed_ranking.balance import FIRST_FACTOR
-from bucketed_ranking.engine import hooks, runs, setup
+from bucketed_ranking.engine import hooks, run_folder, runs, setup
 from bucketed_ranking.engine.trainer import Trainer
 from bucketed_ranking.errors import BucketRankError
 from tests.small_detectors import NARROW
@@ -35,16 +35,16 @@ def test_a_run_leaves_everything_that_is_needed_later(tmp_path):
     cfg = run_config(tmp_path / "run", "SOLVER.MAX_ITER", "12")
     results = runs.train(cfg)
     run_dir = tmp_path / "run"
-    assert runs.is_run(run_dir)
-    assert runs.is_finished(run_dir, 12)
-    assert not runs.is_finished(run_dir, 13)
-    record = runs.read_json(run_dir / runs.RECORD)
+    assert run_folder.is_run(run_dir)
+    assert run_folder.is_finished(run_dir, 12)
+    assert not run_folder.is_finished(run_dir, 13)
+    record = run_folder.read_json(run_dir / run_folder.RECORD)
     assert record["state"] == "finished"
     assert record["iterations"] == 12
     assert record["seed"] == 11
     assert record["class_names"] == ["red", "green", "blue"]
     assert record["category_ids"] == [2, 5, 9]
-    assert results == runs.read_json(run_dir / runs.RESULTS)
+    assert results == run_folder.read_json(run_dir / run_folder.RESULTS)
     assert 0 <= results["bbox"]["AP"] <= 100
     assert results["seconds_per_iteration"] > 0
     assert set(results["final_losses"]) == {"loss_rank", "loss_sort", "loss_box_reg"}
@@ -85,7 +85,7 @@ def test_resuming_continues_to_the_same_result(tmp_path, detector, loss, killed_
     with pytest.raises(RuntimeError, match="power cut"):
         runs.train(run_config(tmp_path / "cut", **how))
     monkeypatch.undo()
-    assert runs.read_json(tmp_path / "cut" / runs.RECORD)["state"] == "failed"
+    assert run_folder.read_json(tmp_path / "cut" / run_folder.RECORD)["state"] == "failed"
     runs.train(run_config(tmp_path / "cut", **how), resume=True)
 
     expected, found = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
@@ -94,7 +94,8 @@ def test_resuming_continues_to_the_same_result(tmp_path, detector, loss, killed_
         difference = (found[name] - value).abs().max().item()
         assert difference <= 1e-6 * (1 + value.abs().max().item()), (name, difference)
     whole, cut = (
-        runs.read_json(tmp_path / name / runs.RESULTS)["bbox"] for name in ("whole", "cut")
+        run_folder.read_json(tmp_path / name / run_folder.RESULTS)["bbox"]
+        for name in ("whole", "cut")
     )
     assert cut == whole
     iterations = [
@@ -138,10 +139,10 @@ def test_an_interrupt_saves_a_checkpoint_to_resume_from(tmp_path, monkeypatch, n
     assert stop.value.iteration == 1
     assert {n: signal.getsignal(n) for n in handlers} == handlers
     assert (tmp_path / "run" / "model_0000001.pth").is_file()
-    assert runs.read_json(tmp_path / "run" / runs.RECORD)["state"] == "interrupted"
+    assert run_folder.read_json(tmp_path / "run" / run_folder.RECORD)["state"] == "interrupted"
     monkeypatch.undo()
     runs.train(run_config(tmp_path / "run"), resume=True)
-    assert runs.is_finished(tmp_path / "run", 6)
+    assert run_folder.is_finished(tmp_path / "run", 6)
 
 
 @pytest.mark.usefixtures("blobs")
@@ -153,10 +154,10 @@ def test_a_run_that_was_trained_but_not_evaluated_is_evaluated(tmp_path, monkeyp
     with pytest.raises(RuntimeError, match="evaluation broke"):
         runs.train(run_config(tmp_path / "run"))
     monkeypatch.undo()
-    assert not runs.is_finished(tmp_path / "run", 6)
+    assert not run_folder.is_finished(tmp_path / "run", 6)
     results = runs.train(run_config(tmp_path / "run"), resume=True)
     assert results["bbox"]["AP"] is not None
-    assert runs.read_json(tmp_path / "run" / runs.RECORD)["iterations"] == 6
+    assert run_folder.read_json(tmp_path / "run" / run_folder.RECORD)["iterations"] == 6
 
 
 @pytest.mark.usefixtures("blobs")
@@ -191,7 +192,7 @@ def test_divergence_is_one_sentence_and_keeps_the_log(tmp_path):
     cfg = run_config(tmp_path / "run", "SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0")
     with pytest.raises(BucketRankError, match=r"Training diverged at iteration \d+: .*BASE_LR"):
         runs.train(cfg)
-    assert runs.read_json(tmp_path / "run" / runs.RECORD)["state"] == "diverged"
+    assert run_folder.read_json(tmp_path / "run" / run_folder.RECORD)["state"] == "diverged"
     assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -216,17 +217,17 @@ def test_resuming_what_is_not_there_or_another_run_is_refused(tmp_path):
 
 def test_the_seed_of_a_run_stays_its_own(tmp_path):
     cfg = setup.load_config("retinanet_tiny", device="cpu")
-    runs.choose_seed(cfg, None)
+    run_folder.choose_seed(cfg, None)
     assert cfg.SEED >= 0
-    runs.choose_seed(cfg, 7)
+    run_folder.choose_seed(cfg, 7)
     assert cfg.SEED == 7
     cfg.OUTPUT_DIR = str(tmp_path)
-    (tmp_path / runs.RECORD).write_text('{"seed": 42}')
+    (tmp_path / run_folder.RECORD).write_text('{"seed": 42}')
     (tmp_path / "config.yaml").write_text("")
-    runs.choose_seed(cfg, None, resume=True)
+    run_folder.choose_seed(cfg, None, resume=True)
     assert cfg.SEED == 42
     with pytest.raises(BucketRankError, match="started with seed 42, not 7"):
-        runs.choose_seed(cfg, 7, resume=True)
+        run_folder.choose_seed(cfg, 7, resume=True)
 
 
 def test_more_gpus_than_there_are_is_told(tmp_path):

@@ -68,6 +68,8 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
 
     # "SGD", or "AdamW", without weight decay on Swin's tables of relative positions.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # How many of the newest checkpoints stay, beside the best and the final one; 0: all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
 
 
 def apply_ranking_recipe(cfg: CfgNode) -> None:

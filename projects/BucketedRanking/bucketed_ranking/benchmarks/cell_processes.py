@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..console import ProgressDisplay
-from ..engine import runs
+from ..engine.run_folder import is_run
 from ..engine.run_records import Record
 from ..published import TASKS, published
 from . import cell_records as records
@@ -161,7 +161,7 @@ class CellRunner:
         self.free.append(process.place)
         state = records.read_record(cell)["state"]
         if self.signals:
-            if not runs.is_run(cell.folder):
+            if not is_run(cell.folder):
                 cell.log.unlink(missing_ok=True)  # stopped before its run had begun
         elif code not in (0, _INTERRUPTED) and state != records.FAILED:
             records.write_failure(cell, _death(cell, code))

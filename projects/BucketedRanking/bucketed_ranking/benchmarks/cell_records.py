@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.files import write_atomically
-from ..engine import runs
 from ..engine.evaluation import write_results
+from ..engine.run_folder import RECORD, is_run, read_json
 from ..engine.run_records import Record, read_run
 from ..errors import BucketRankError
 from .cells import Cell
@@ -62,9 +62,9 @@ def timing_file(output: Path, name: str) -> Path:
 
 def write_failure(cell: Cell, error: str) -> None:
     """Note why a cell's process ended where its run could not do so itself."""
-    path = cell.folder / runs.RECORD
-    if runs.is_run(cell.folder):
-        write_results(path, {**runs.read_json(path), "state": "failed", "error": error})
+    path = cell.folder / RECORD
+    if is_run(cell.folder):
+        write_results(path, {**read_json(path), "state": "failed", "error": error})
     elif last_line(cell.log) != error:
         with cell.log.open("a") as log:
             log.write(f"{error}\n")

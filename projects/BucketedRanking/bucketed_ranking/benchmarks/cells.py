@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from ..data.registry import split_names
-from ..engine import runs, setup
+from ..engine import run_folder, setup
 from ..environment import choose_device
 from ..errors import BucketRankError
 from ..published import PUBLISHED, published
@@ -34,8 +34,8 @@ class Cell:
         options: KEY VALUE pairs.
         folder: where the run is, or will be.
         processes: one a GPU; one on the CPU.
-        max_iter, images_per_ranking, config_hash: of the run (see `engine.runs`), as far as they
-            are known.
+        max_iter, images_per_ranking, config_hash: of the run (see
+            `engine.run_folder`), as far as they are known.
         obstacle: why the cell cannot be run here; None where it can.
     """
 
@@ -167,7 +167,7 @@ def _complete(cell: Cell) -> Cell:
         cfg.TEST.EVAL_PERIOD = -(-cfg.SOLVER.MAX_ITER // _EVALUATIONS)
         options += ["TEST.EVAL_PERIOD", str(cfg.TEST.EVAL_PERIOD)]
     batch, max_iter = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER
-    images = runs.images_per_ranking(cfg, cell.processes)
+    images = run_folder.images_per_ranking(cfg, cell.processes)
     cell = replace(cell, options=tuple(options), max_iter=max_iter, images_per_ranking=images)
     try:
         choose_device(cell.device)
@@ -177,4 +177,4 @@ def _complete(cell: Cell) -> Cell:
     if batch % cell.processes:
         problem = f"a batch of {batch} does not divide over {cell.processes} GPUs."
         return replace(cell, obstacle=problem)
-    return replace(cell, config_hash=runs.config_hash(cfg, cell.processes))
+    return replace(cell, config_hash=run_folder.config_hash(cfg, cell.processes))

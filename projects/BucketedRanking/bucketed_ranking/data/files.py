@@ -3,8 +3,10 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from platformdirs import PlatformDirs
 
@@ -22,12 +24,22 @@ def user_folder(kind: Literal["cache", "config"]) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file beside its place and renames it: readers see the old one or the new one."""
+    """Writes a text file in one step; see :func:`atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(text.encode())
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes its place when the context ends well: whatever happens,
+    readers see the old one or the new one, whole, and after a power cut too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

@@ -1,13 +1,21 @@
-"""Load checkpoints: safely, from several model zoos, and from one loss to another."""
+"""Checkpoints: written whole; loaded safely, from several model zoos, from one loss to another."""
 
+import logging
 import pickle
 import re
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from ..data.files import atomic_file, write_atomically
 from ..errors import BucketRankError
+
+logger = logging.getLogger(__name__)
+
+BEST, FINAL = "model_best", "model_final"
 
 # What Detectron2's and torchvision's model zoos pickle: dictionaries of arrays, nothing else.
 _ARRAY_GLOBALS = {
@@ -38,6 +46,63 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+class Checkpoint(NamedTuple):
+    """A whole checkpoint of a run."""
+
+    path: Path
+    iterations: int
+    """How many had been done."""
+    skipped: list[str]
+    """Newer ones that are not whole, and why."""
+
+
+def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run that is whole and has finite weights; None if there is none.
+
+    Raises:
+        BucketRankError: there are checkpoints, but none of them is.
+    """
+    found, skipped = [], []
+    for path in run_dir.glob("model_*.pth"):
+        if path.stem != BEST:
+            try:
+                found.append((_read(path, mmap=True)["iteration"], path))
+            except _DAMAGED as error:
+                skipped.append(f"{path.name} is damaged ({_first_line(error)})")
+    for iteration, path in sorted(found, reverse=True):
+        try:
+            weights = _read(path)["model"]
+        except _DAMAGED as error:
+            skipped.append(f"{path.name} is damaged ({_first_line(error)})")
+            continue
+        if all_finite(weights):
+            return Checkpoint(path, iteration + 1, skipped)
+        skipped.append(f"{path.name} has weights that are not finite")
+    if skipped:
+        raise BucketRankError(
+            f"No checkpoint in {run_dir} can be used: {'; '.join(skipped)}. Start again in another "
+            "folder, or remove these files to start this run again from its first iteration."
+        )
+    return None
+
+
+def all_finite(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether no number of a state dict is NaN or infinite."""
+    return all(value.isfinite().all() for value in weights.values())
+
+
+# What reading a file raises that is empty, cut off, or none of ours.
+_DAMAGED = (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.PickleError)
+
+
+def _read(path: Path, **how: Any) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True, **how)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """:class:`DetectionCheckpointer` that runs no code from a checkpoint: tensors and arrays only.
 
@@ -46,6 +111,45 @@ class SafeCheckpointer(DetectionCheckpointer):
     into one without (ranking losses), ATSS and PAA with a quality branch into ones without, and
     the other way round.
     """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """See :meth:`DetectionCheckpointer.save`; the file is there whole or not at all.
+
+        Raises:
+            FloatingPointError: a weight is NaN or infinite; on every process, if on one.
+        """
+        weights = self.model.state_dict()
+        if not all_finite(weights):
+            raise FloatingPointError("the weights are not finite any more; none were saved.")
+        if not self.save_to_disk:
+            return
+        states = {key: each.state_dict() for key, each in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        with atomic_file(path) as file:
+            torch.save({"model": weights, **states, **kwargs}, file)
+        logger.info("Saved %s", path)
+        if name != BEST:
+            self.tag_last_checkpoint(path.name)  # for Detectron2's own tools
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """See :meth:`DetectionCheckpointer.tag_last_checkpoint`; written in one step."""
+        write_atomically(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+
+    @cached_property
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint when it is first asked for: what a resumed run starts from."""
+        newest = newest_checkpoint(Path(self.save_dir))
+        for reason in newest.skipped if newest else ():
+            logger.warning("Skipped a checkpoint: %s", reason)
+        return newest
+
+    def has_checkpoint(self) -> bool:
+        """See :meth:`DetectionCheckpointer.has_checkpoint`; `last_checkpoint` is not needed."""
+        return self._newest is not None
+
+    def get_checkpoint_file(self) -> str:
+        """See :meth:`DetectionCheckpointer.get_checkpoint_file`."""
+        return str(self._newest.path) if self._newest else ""
 
     def load(self, path: str, *args, **kwargs):
         """See :meth:`DetectionCheckpointer.load`.

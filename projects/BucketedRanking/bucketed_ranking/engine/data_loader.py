@@ -7,7 +7,9 @@ by its place in the stream.
 
 import itertools
 import logging
+import multiprocessing.util
 import random
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -109,6 +111,34 @@ class TrainingLoader:
             yield batch
 
 
+def images_per_process(cfg: CfgNode, processes: int) -> int:
+    """How many images of a batch each process has; BucketRankError if it does not divide."""
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise BucketRankError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which does not divide over "
+            f"{processes} processes; choose a multiple of {processes}."
+        )
+    return cfg.SOLVER.IMS_PER_BATCH // processes
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A worker lives as long as its training: a signal to the whole group is not for it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    """What the end of a process does to its workers, which do not hear SIGTERM."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether an error says that a worker was killed; torch raises it wherever training is."""
+    return isinstance(error, ConnectionError) or "DataLoader worker (pid" in str(error)
+
+
 def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
     """The loader of cfg.DATASETS.TRAIN, starting at iteration `start`; cfg.SEED must be set.
 
@@ -116,29 +146,25 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
     TrainingSampler and RepeatFactorTrainingSampler.
 
     Raises:
-        BucketRankError: the batch does not divide over the processes, or an unknown sampler.
+        BucketRankError: see :func:`images_per_process`, or an unknown sampler.
     """
-    world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise BucketRankError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which does not divide over "
-            f"{world_size} processes; choose a multiple of {world_size}."
-        )
+    batch_size = images_per_process(cfg, comm.get_world_size())
     dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     groups = [int(grouped and d["width"] > d["height"]) for d in dicts]
-    batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
     batches = TrainingBatches(_build_stream(cfg, dicts), groups, batch_size, start)
     mapper = DatasetMapper(cfg, is_train=True)
     if cfg.MODEL.MASK_ON:
         _prepare_masks(dicts, mapper)
+    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=100)
     loader = DataLoader(
         TrainingImages(DatasetFromList(dicts, copy=False), mapper, cfg.SEED),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
+        worker_init_fn=_ignore_stop_signals,
         # Its own, so that starting the loader draws nothing from the training's generator.
         generator=torch.Generator().manual_seed(cfg.SEED),
     )

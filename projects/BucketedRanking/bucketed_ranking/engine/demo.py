@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data.draw import LabelledBox, draw_boxes
-from . import runs, setup
+from . import run_folder, runs, setup
 from .inference import best_threshold, detect, labelled_boxes, load_detector
 
 CONFIG = "retinanet_tiny"
@@ -35,9 +35,9 @@ def train_losses(
         setup.configure_datasets(cfg, *setup.choose_datasets(cfg, DATASET, None, None))
         run_dir = output / f"{CONFIG}-{loss}"
         cfg.OUTPUT_DIR, cfg.SEED = str(run_dir), seed
-        if not runs.is_finished(run_dir, cfg.SOLVER.MAX_ITER):
-            runs.train(cfg, resume=runs.is_run(run_dir), profile=True)
-        results[loss] = runs.read_json(run_dir / runs.RESULTS)
+        if not run_folder.is_finished(run_dir, cfg.SOLVER.MAX_ITER):
+            runs.train(cfg, resume=run_folder.is_run(run_dir), profile=True)
+        results[loss] = run_folder.read_json(run_dir / run_folder.RESULTS)
     return results
 
 

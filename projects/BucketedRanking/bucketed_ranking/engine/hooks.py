@@ -1,19 +1,24 @@
 """What happens around every training step: progress, statistics, timing, interruption."""
 
-import json
-import signal
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.engine import HookBase
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter
 from rich.console import Console
 from torch import nn
 
 from ..console import ProgressDisplay
+from .checkpoint import FINAL, SafeCheckpointer
+from .processes import StopRequest, TrainingInterruptedError
+from .run_folder import read_metrics
 
 WARM_UP_ITERATIONS = 10
 """The first iterations of a training, of which neither steps nor losses are timed."""
@@ -39,49 +44,129 @@ class SeedEachIteration(HookBase):
         seed_all_rng(int(np.random.SeedSequence(key).generate_state(1)[0]) // 2)
 
 
-class TrainingInterruptedError(Exception):
-    """Training was stopped by the user or the system after saving a checkpoint."""
+class KeepCheckpoints(HookBase):
+    """Saves a checkpoint every `period` iterations and after the last; the newest `keep` stay.
 
-    def __init__(self, iteration: int):
-        super().__init__(iteration)
-        self.iteration = iteration
+    All processes wait until the main process has written it: none ends while it writes.
+    """
+
+    def __init__(self, period: int, keep: int):
+        self.period, self.keep = period, keep
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self.save(FINAL)
+        elif done % self.period == 0:
+            self.save()
+
+    def save(self, name: str | None = None) -> None:
+        """Save a checkpoint of the iteration, which is done; None names it by the iteration."""
+        iteration = self.trainer.iter
+        self.trainer.checkpointer.save(name or f"model_{iteration:07d}", iteration=iteration)
+        if comm.is_main_process() and self.keep:
+            numbered = Path(self.trainer.checkpointer.save_dir).glob("model_[0-9]*.pth")
+            for old in sorted(numbered)[: -self.keep]:
+                old.unlink()
+        comm.synchronize()
+
+
+class KeepBest(hooks.BestCheckpointer):
+    """Keeps the weights with the best AP of all evaluations as model_best.pth.
+
+    Stands on the main process alone, which has the results.
+    """
+
+    def __init__(self, eval_period: int, model: nn.Module, output: Path, metric: str):
+        super().__init__(eval_period, SafeCheckpointer(model, str(output)), metric)
+        self.output, self.metric = output, metric
+
+    def before_train(self) -> None:
+        known = [row.get(self.metric, math.nan) for row in read_metrics(self.output)]
+        self.best_metric = max((ap for ap in known if not math.isnan(ap)), default=None)
+
+
+class WriteRows(hooks.PeriodicWriter):
+    """:class:`PeriodicWriter` that also writes after every evaluation, before it can be lost."""
+
+    def __init__(self, writers: list[EventWriter], period: int, eval_period: int):
+        super().__init__(writers, period)
+        self.eval_period = eval_period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.eval_period and done % self.eval_period == 0 and done % self._period:
+            for writer in self._writers:
+                writer.write()
+        super().after_step()
 
 
 class SaveOnInterrupt(HookBase):
-    """On SIGINT or SIGTERM: ends the step, saves a checkpoint, raises TrainingInterruptedError.
+    """Stops training after the iteration in which any process was asked to, with a checkpoint.
 
-    A second signal stops at once. Several processes agree to stop every `period` iterations, so
-    that none waits for another that is gone.
+    Raises :class:`TrainingInterruptedError` on all of them.
     """
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    period = 20
+    def __init__(self, stop: StopRequest, checkpoints: KeepCheckpoints):
+        self.stop, self.checkpoints = stop, checkpoints
 
     def before_train(self) -> None:
-        self.received: int | None = None
-        self.previous = {number: signal.signal(number, self._receive) for number in self.signals}
-
-    def _receive(self, number: int, frame: Any) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
+        self.saved, several = False, comm.get_world_size() > 1
+        self.group = dist.new_group(backend="gloo") if several else None
 
     def after_step(self) -> None:
-        if self._agreed_to_stop():
-            iteration = self.trainer.iter
+        asked = torch.tensor([int(self.stop.received is not None)])
+        if self.group is not None:
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
+        if asked:
+            self.checkpoints.save()
+            raise TrainingInterruptedError(self.trainer.iter)
+
+    def during_evaluation(self) -> None:
+        """Stop a single process in the middle of an evaluation, which --resume then does anew.
+
+        Of several, which cannot agree there, the main one saves, and the evaluation goes on.
+        """
+        if self.stop.received is None or self.saved:
+            return
+        self.saved, iteration = True, self.trainer.iter
+        if iteration < self.trainer.max_iter:
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            raise TrainingInterruptedError(iteration)
+        if self.group is None:
+            raise TrainingInterruptedError(min(iteration, self.trainer.max_iter - 1))
 
-    def _agreed_to_stop(self) -> bool:
-        if comm.get_world_size() == 1:
-            return self.received is not None
-        if (self.trainer.iter + 1) % self.period:
-            return False
-        return any(comm.all_gather(self.received is not None))
 
-    def after_train(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+class KeepHistory(HookBase):
+    """Takes the last values of all statistics through a checkpoint, so that a resumed run smooths
+    its metrics as an uninterrupted one does."""
+
+    window = 20
+
+    def __init__(self) -> None:
+        self.restored: dict[str, tuple[list[tuple[float, int]], bool]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = self.trainer.storage
+        hints = storage.smoothing_hints()
+        return {
+            name: (history.values()[-self.window :], hints[name])
+            for name, history in storage.histories().items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.restored = state
+
+    def before_train(self) -> None:
+        for name, (values, _) in self.restored.items():
+            for value, iteration in values:
+                self.trainer.storage.histories()[name].update(value, iteration)
+
+    def put_last(self, iteration: int) -> None:
+        """Make the restored values of an iteration the latest ones, for writers to write."""
+        storage = self.trainer.storage
+        for name, (values, smooth) in self.restored.items():
+            if values[-1][1] == iteration:
+                storage.put_scalar(name, values[-1][0], smoothing_hint=smooth)
 
 
 class ProgressLine(HookBase):
@@ -129,11 +214,3 @@ class ProgressLine(HookBase):
         seconds = latest["time"][0] if "time" in latest else None
         speed = f"{self.images_per_batch / seconds:.1f} images/s  " if seconds else ""
         return speed + "  ".join(losses)
-
-
-def drop_metrics_after(metrics: Path, start_iter: int) -> None:
-    """Leave out of a metrics.json what iterations from `start_iter` on wrote before a resume."""
-    if metrics.is_file():
-        lines = metrics.read_text().splitlines()
-        kept = [line for line in lines if line and json.loads(line)["iteration"] < start_iter]
-        metrics.write_text("".join(line + "\n" for line in kept))

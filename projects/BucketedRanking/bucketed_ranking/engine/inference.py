@@ -21,11 +21,12 @@ from ..data.draw import LabelledBox, draw_boxes, draw_masks
 from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
 from ..errors import BucketRankError
-from .checkpoint import SafeCheckpointer
+from .checkpoint import SafeCheckpointer, newest_checkpoint
 from .data_loader import UNREADABLE
 from .evaluation import evaluate_model, write_results
-from .runs import RECORD, RESULTS, is_run, read_json, run_logging
-from .setup import default_config, load_config, merge_options, set_num_classes
+from .run_folder import RECORD, RESULTS, is_run, read_config, read_json
+from .run_logging import run_logging
+from .setup import load_config, merge_options, set_num_classes
 
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3
@@ -67,11 +68,15 @@ def load_detector(
             f"There is no run in {path}: it holds no run.json; name the output folder of a "
             "`bucketrank train`."
         )
-    cfg = default_config()
-    cfg.merge_from_file(str(path / "config.yaml"), allow_unsafe=False)
+    cfg = read_config(path)
     merge_options(cfg, options)
     cfg.MODEL.DEVICE = choose_device(device)
-    return build_detector(cfg, weights or str(newest_checkpoint(path)), path)
+    newest = None if weights else newest_checkpoint(path)
+    if newest is None and not weights:
+        raise BucketRankError(
+            f"The run in {path} has no checkpoint yet; go on with its training first (--resume)."
+        )
+    return build_detector(cfg, weights or str(newest.path), path)
 
 
 def build_detector(cfg: CfgNode, weights: str, run_dir: Path | None = None) -> Detector:
@@ -79,16 +84,6 @@ def build_detector(cfg: CfgNode, weights: str, run_dir: Path | None = None) -> D
     model = build_model(cfg)
     SafeCheckpointer(model).load_all(weights)
     return Detector(cfg, model.eval(), weights, run_dir)
-
-
-def newest_checkpoint(run_dir: Path) -> Path:
-    """The newest checkpoint of a run; BucketRankError if there is none yet."""
-    last = run_dir / "last_checkpoint"
-    if not last.is_file():
-        raise BucketRankError(
-            f"The run in {run_dir} has no checkpoint yet; go on with its training first (--resume)."
-        )
-    return run_dir / last.read_text().strip()
 
 
 def load_for_evaluation(

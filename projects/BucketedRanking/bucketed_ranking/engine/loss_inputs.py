@@ -11,8 +11,9 @@ from detectron2.engine import TrainerBase, hooks
 
 from ..criterion import RankingCriterion
 from ..errors import BucketRankError
-from . import runs, setup
+from . import setup
 from .hooks import SeedEachIteration, unwrap
+from .run_logging import run_logging
 from .trainer import Trainer
 
 
@@ -46,7 +47,7 @@ def capture_loss_inputs(
     setup.configure_datasets(cfg, *setup.choose_datasets(cfg, dataset, None, None))
     cfg.SEED = seed
     calls: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, runs.run_logging(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, run_logging(Path(folder)):
         cfg.OUTPUT_DIR = folder
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)

@@ -5,7 +5,6 @@ evaluated, "bbox_AP" and "bbox_AP[class]" in percent. What is not known is None 
 has by task pairs of iteration and AP; see :mod:`.loss_profiler` for the times of the losses.
 """
 
-import json
 import math
 import statistics
 from datetime import datetime
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..published import TASKS
-from . import runs
+from .run_folder import RECORD, RESULTS, is_finished, is_run, read_json, read_metrics
 
 Record = dict[str, Any]
 
@@ -24,16 +23,16 @@ def read_run(folder: Path, max_iter: int) -> Record | None:
     Its "state" is "finished" only where it has been trained so long and evaluated; otherwise
     "training", "interrupted", "failed" or "diverged".
     """
-    if not runs.is_run(folder):
+    if not is_run(folder):
         return None
-    run = runs.read_json(folder / runs.RECORD)
-    metrics = _metrics(folder)
+    run = read_json(folder / RECORD)
+    metrics = read_metrics(folder)
     record = flat_run(run)
     # Detectron2 counts from 0, but gives the last evaluation the iteration after.
     done = min(metrics[-1]["iteration"] + 1, max_iter) if metrics else 0
     record["iterations"] = max(run["iterations"], done)
     record["curves"] = _curves(metrics, max_iter)
-    if runs.is_finished(folder, max_iter) and (folder / runs.RESULTS).is_file():
+    if is_finished(folder, max_iter) and (folder / RESULTS).is_file():
         return {**record, "state": "finished", **_results(folder, run, metrics)}
     return {**record, "state": run["state"] if run["state"] != "finished" else "training"}
 
@@ -46,7 +45,7 @@ def flat_run(run: Record) -> Record:
 
 def _results(folder: Path, run: Record, metrics: list[Record]) -> Record:
     """What a finished run has measured."""
-    results = runs.read_json(folder / runs.RESULTS)
+    results = read_json(folder / RESULTS)
     costs = ("seconds_per_iteration", "images_per_second", "peak_memory_bytes")
     flat = {name: results[name] for name in costs}
     for name in ("loss_ms", "classification_loss_ms"):
@@ -81,10 +80,3 @@ def _curves(metrics: list[Record], max_iter: int) -> dict[str, list[tuple[int, f
                 # As in `read_run`.
                 curves.setdefault(task, {})[min(line["iteration"] + 1, max_iter)] = ap
     return {task: sorted(points.items()) for task, points in curves.items()}
-
-
-def _metrics(folder: Path) -> list[Record]:
-    """The lines of a run's metrics.json; a last one that is being written is left out."""
-    path = folder / "metrics.json"
-    text = path.read_text() if path.is_file() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]

@@ -1,14 +1,9 @@
-"""Training runs: their folder, their record, starting, resuming and finishing them."""
+"""Training runs: starting, resuming and finishing them, and what they leave in their folder."""
 
-import hashlib
-import json
 import logging
-import random
 import resource
 import statistics
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +11,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import launch
+from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -25,138 +20,51 @@ from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
 from ..data.catalog import category_ids, register
+from ..data.files import write_atomically
 from ..data.registry import find_dataset
 from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
+from .data_loader import images_per_process, lost_worker
 from .evaluation import write_results
-from .hooks import WARM_UP_ITERATIONS, TrainingInterruptedError
+from .hooks import WARM_UP_ITERATIONS
 from .loss_profiler import summarise_samples
-from .setup import default_config, flatten
+from .processes import (
+    Processes,
+    StopRequest,
+    TrainingInterruptedError,
+    is_first_process,
+    run_together,
+    started_outside,
+)
+from .run_folder import (
+    CONFIG,
+    RECORD,
+    RESULTS,
+    config_hash,
+    images_per_ranking,
+    lock,
+    prepare_run,
+    read_json,
+)
+from .run_logging import run_logging
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-RECORD = "run.json"
-RESULTS = "results.json"
-# What is in the folder of a run that was stopped before it had begun.
-_WRITTEN_FIRST = {"config.yaml", "log.txt"}
 _DIVERGED = (
     "Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or clip gradients "
-    "(SOLVER.CLIP_GRADIENTS.ENABLED True)."
+    "(SOLVER.CLIP_GRADIENTS.ENABLED True); --resume goes on from the last checkpoint with them."
 )
 _RECORDED_PACKAGES = ("torchvision", "detectron2", "numpy", "faster-coco-eval")
-_LOGGERS = ("detectron2", "fvcore", "bucketed_ranking", "py.warnings")
-
-
-def is_run(folder: Path) -> bool:
-    """Whether `folder` is the output folder of a run."""
-    return (folder / RECORD).is_file() and (folder / "config.yaml").is_file()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of run.json (what was run, on what, how it ended) or results.json."""
-    return json.loads(path.read_text())
-
-
-def prepare_run(cfg: CfgNode, resume: bool) -> Path:
-    """Check the output folder of a run before anything is written to it.
-
-    Raises:
-        BucketRankError: a new run would write into a folder that holds something, or a run to
-            be resumed is not there or was started with another detector, loss or data set.
-    """
-    output = Path(cfg.OUTPUT_DIR)
-    if resume:
-        if not is_run(output):
-            raise BucketRankError(
-                f"There is no run to resume in {output}; leave --resume out to start one."
-            )
-        before = read_json(output / RECORD)["identity"]
-        for key, value in _identity(cfg).items():
-            if before[key] != value:
-                raise BucketRankError(
-                    f"The run in {output} was started with {key} {before[key]!r}, not {value!r}; "
-                    "resume it with the same arguments, or choose another --output."
-                )
-    elif output.exists() and {path.name for path in output.iterdir()} - _WRITTEN_FIRST:
-        raise BucketRankError(
-            f"The output folder {output} is not empty; add --resume to go on with the run in it, "
-            "or choose another with --output."
-        )
-    return output
-
-
-def _identity(cfg: CfgNode) -> dict[str, Any]:
-    return {
-        "MODEL.META_ARCHITECTURE": cfg.MODEL.META_ARCHITECTURE,
-        "MODEL.RANKING.LOSS": cfg.MODEL.RANKING.LOSS,
-        "DATASETS.TRAIN": list(cfg.DATASETS.TRAIN),
-        "DATASETS.TEST": list(cfg.DATASETS.TEST),
-    }
-
-
-def is_finished(run_dir: Path, max_iter: int) -> bool:
-    """Whether a run has been trained for `max_iter` iterations and evaluated."""
-    if not is_run(run_dir):
-        return False
-    record = read_json(run_dir / RECORD)
-    return record["state"] == "finished" and record["iterations"] >= max_iter
-
-
-def images_per_ranking(cfg: CfgNode, processes: int) -> int:
-    """How many images one ranking spans: those that one process has of a batch.
-
-    It decides what is optimised, and how long a loop takes.
-    """
-    return cfg.SOLVER.IMS_PER_BATCH // processes
-
-
-def config_hash(cfg: CfgNode, processes: int = 1) -> str:
-    """A short hash of what decides a run's result but its seed.
-
-    It is over the keys that differ from their defaults, so that a new key changes no hash, and over
-    the images of a ranking where several processes share a batch. The folder and the device are
-    left out.
-    """
-    defaults = default_config()
-    cfg = cfg.clone()
-    for given in (cfg, defaults):
-        given.OUTPUT_DIR, given.SEED, given.MODEL.DEVICE = "", 0, ""
-    before = flatten(defaults)
-    changed = [
-        f"{key}: {value!r}"
-        for key, value in sorted(flatten(cfg).items())
-        if key not in before or repr(before[key]) != repr(value)
-    ]
-    if processes > 1:
-        changed.append(f"images_per_ranking: {images_per_ranking(cfg, processes)}")
-    return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:12]
-
-
-def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:
-    """Set cfg.SEED: that of the run to resume, else the given one, the config's, a random one.
-
-    Raises:
-        BucketRankError: another seed is given than the run to resume has.
-    """
-    output = Path(cfg.OUTPUT_DIR)
-    if resume and is_run(output):
-        started_with = read_json(output / RECORD)["seed"]
-        if seed not in (None, started_with):
-            raise BucketRankError(
-                f"The run in {output} was started with seed {started_with}, not {seed}; leave "
-                "--seed out to resume it."
-            )
-        cfg.SEED = started_with
-    elif seed is not None:
-        cfg.SEED = seed
-    elif cfg.SEED < 0:
-        cfg.SEED = random.SystemRandom().randrange(2**31)
 
 
 def train(
-    cfg: CfgNode, *, resume: bool = False, num_gpus: int = 1, profile: bool = False
-) -> dict[str, Any]:
+    cfg: CfgNode,
+    *,
+    resume: bool = False,
+    processes: Processes | None = None,
+    profile: bool = False,
+) -> dict[str, Any] | None:
     """Train a detector, evaluate it, and leave everything in cfg.OUTPUT_DIR.
 
     The folder holds config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints,
@@ -164,37 +72,61 @@ def train(
 
     Args:
         cfg: see :func:`load_config` and :func:`configure_datasets`; SEED must be set.
-        resume: go on with the run in cfg.OUTPUT_DIR.
-        num_gpus: processes, one a GPU; one process on the CPU.
+        resume: go on with the run in cfg.OUTPUT_DIR, on any number of processes.
+        processes: that train together; None: one, or those that torchrun or Slurm has started. A
+            batch is divided over them. With SOLVER.REFERENCE_WORLD_SIZE, batch size, learning rate
+            and schedule are scaled as Detectron2 does.
         profile: measure how long the losses take; see :mod:`.loss_profiler`.
 
     Returns:
-        The content of results.json.
+        The content of results.json; None on all but the first of several processes or machines.
 
     Raises:
-        BucketRankError: the folder is not fit (see :func:`prepare_run`), or training diverged.
+        BucketRankError: the folder, the batch or the machine is not fit (see :func:`prepare_run`),
+            or training diverged.
         TrainingInterruptedError: the user or the system stopped it; a checkpoint was saved.
     """
-    output = prepare_run(cfg, resume)
-    if num_gpus > 1 and torch.cuda.device_count() < num_gpus:
-        raise BucketRankError(
-            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}."
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(cfg.dump())
+    processes = processes or Processes()
+    cfg = scale_to_processes(cfg, processes)
+    first, output = is_first_process(processes), Path(cfg.OUTPUT_DIR)
+    if first:
+        prepare_run(cfg, resume)
     try:
-        launch(_train_worker, num_gpus, dist_url="auto", args=(cfg, resume, profile))
+        run_together(_train_worker, processes, cfg.MODEL.DEVICE, (cfg, resume, profile))
     except (FloatingPointError, ProcessRaisedException) as error:
         # With several processes the exception itself stays in the one that raised it.
-        record = read_json(output / RECORD)
-        if record["state"] == "interrupted":
-            raise TrainingInterruptedError(record["iterations"]) from error
-        if record["state"] == "diverged":
+        record = read_json(output / RECORD) if (output / RECORD).is_file() else {}
+        if record.get("state") == "diverged":
             raise BucketRankError(
                 f"{record['error']} The log is in {output / 'log.txt'}."
             ) from error
         raise
+    if not first:
+        return None
+    record = read_json(output / RECORD)
+    if record["state"] == "interrupted":
+        raise TrainingInterruptedError(record["iterations"] - 1)
     return read_json(output / RESULTS)
+
+
+def scale_to_processes(cfg: CfgNode, processes: Processes) -> CfgNode:
+    """The config for so many processes: as it is, or, where SOLVER.REFERENCE_WORLD_SIZE is above 0,
+    with batch size, learning rate and schedule scaled from that number to this one.
+
+    Raises:
+        BucketRankError: the machine has not the devices, or the batch does not divide.
+    """
+    processes.check(cfg.MODEL.DEVICE)
+    outside = started_outside()
+    total, reference = (
+        outside.total if outside else processes.total,
+        cfg.SOLVER.REFERENCE_WORLD_SIZE,
+    )
+    if reference > 0:
+        images_per_process(cfg, reference)
+    cfg = DefaultTrainer.auto_scale_workers(cfg, total)
+    images_per_process(cfg, total)
+    return cfg
 
 
 def describe_run(cfg: CfgNode, processes: int) -> dict[str, Any]:
@@ -212,7 +144,21 @@ def describe_run(cfg: CfgNode, processes: int) -> dict[str, Any]:
     }
 
 
-def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
+def _train_worker(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None:
+    # Those that torchrun or Slurm started have each read the command line: the first one decides.
+    cfg, resume = comm.all_gather((cfg, resume))[0]
+    output = Path(cfg.OUTPUT_DIR)
+    if not comm.is_main_process():
+        comm.synchronize()
+        _train(cfg, resume, profile, stop)
+        return
+    with lock(output):
+        write_atomically(output / CONFIG, cfg.dump())
+        comm.synchronize()
+        _train(cfg, resume, profile, stop)
+
+
+def _train(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None:
     output = Path(cfg.OUTPUT_DIR)
     datasets = {name: register(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     with run_logging(output):
@@ -221,7 +167,6 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
         for info in datasets.values():
             logger.info("%s", info)  # with what was skipped, and how often
         record = {
-            "identity": _identity(cfg),
             "command": sys.argv,
             "seed": cfg.SEED,
             **describe_run(cfg, comm.get_world_size()),
@@ -234,33 +179,45 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
         }
         write_results(output / RECORD, record)
         console = Console() if comm.is_main_process() else None
-        trainer = Trainer(cfg, console, profile=profile)
+        trainer = Trainer(cfg, console, profile=profile, stop=stop)
         trainer.resume_or_load(resume)
         try:
             trainer.train()
             record["state"] = "finished"
+            record["unreadable_images"] = trainer.unreadable_images()
         except FloatingPointError as error:
             record["state"] = "diverged"
             record["error"] = (
                 f"Training diverged at iteration {trainer.iter}: {_one_line(error)} {_DIVERGED}"
             )
             raise
-        except (TrainingInterruptedError, KeyboardInterrupt):
+        except TrainingInterruptedError as stopped:
+            record["state"] = "interrupted"
+            trainer.iter = stopped.iteration + 1
+            record["unreadable_images"] = trainer.unreadable_images()
+            raise
+        except KeyboardInterrupt:
             record["state"] = "interrupted"
             raise
         except Exception as error:
             record["state"] = "failed"
             record["error"] = f"{type(error).__name__}: {_one_line(error)}"
+            if lost_worker(error):
+                raise BucketRankError(
+                    "A process that loads images was killed, as the system does when memory runs "
+                    f"out ({_one_line(error)}) Lower DATALOADER.NUM_WORKERS; --resume goes on from "
+                    "the last checkpoint."
+                ) from error
             raise
         finally:
             record["iterations"] = min(trainer.iter, trainer.max_iter)
             record["ended"] = _now()
-            record["unreadable_images"] = sorted(trainer.unreadable_images)
             write_results(output / RECORD, record)
-        write_results(output / RESULTS, _results(cfg, trainer))
+        results = _results(cfg, trainer, len(record["unreadable_images"]))
+        write_results(output / RESULTS, results)
 
 
-def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
+def _results(cfg: CfgNode, trainer: Trainer, unreadable: int) -> dict[str, Any]:
     seconds = median_seconds(trainer.storage, trainer.start_iter + WARM_UP_ITERATIONS)
     times = summarise_samples(trainer.loss_profiler.samples if trainer.loss_profiler else [])
     latest = trainer.storage.latest()
@@ -275,7 +232,7 @@ def _results(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:
         "peak_memory_bytes": _peak_memory(cfg.MODEL.DEVICE),
         "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds if seconds else None,
         "final_losses": {k: float(v) for k, (v, _) in latest.items() if k.startswith("loss_")},
-        "unreadable_images": len(trainer.unreadable_images),
+        "unreadable_images": unreadable,
         **trainer._last_eval_results,
     }
 
@@ -303,44 +260,3 @@ def _one_line(error: Exception) -> str:
 def _now() -> str:
     """The time as records have it: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _concerns_the_user(record: logging.LogRecord) -> bool:
-    """Whether a warning belongs on the terminal and not in the log alone.
-
-    Exceptions reach the user as one sentence. Detectron2 and Python warn of what is normal here,
-    such as category ids that are not 1, 2, 3, ...; what is warned of in loading weights matters.
-    """
-    return record.exc_info is None and not record.name.startswith(("detectron2", "py.warnings"))
-
-
-@contextmanager
-def run_logging(output: Path) -> Iterator[None]:
-    """Log to `output`/log.txt, and warnings to the terminal, while the context lasts."""
-    rank = comm.get_rank()
-    file = logging.FileHandler(output / ("log.txt" if rank == 0 else f"log.txt.rank{rank}"))
-    file.setFormatter(
-        logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
-    )
-    terminal = logging.StreamHandler()
-    terminal.setLevel(logging.WARNING if comm.is_main_process() else logging.CRITICAL)
-    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    terminal.addFilter(_concerns_the_user)
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    logging.captureWarnings(True)
-    for logger in loggers:
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        logger.addHandler(file)
-        logger.addHandler(terminal)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        for logger, (level, propagate) in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-            logger.propagate = propagate
-            logger.removeHandler(file)
-            logger.removeHandler(terminal)
-        file.close()

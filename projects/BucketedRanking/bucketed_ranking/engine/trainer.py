@@ -7,25 +7,33 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 from rich.console import Console
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..balance import EpochBalance
 from ..errors import BucketRankError
+from ..modeling.ranking import WRITE_PERIOD
 from .checkpoint import SafeCheckpointer
 from .data_loader import build_train_loader
 from .evaluation import evaluate_model
 from .hooks import (
+    KeepBest,
+    KeepCheckpoints,
+    KeepHistory,
     ProgressLine,
     SaveOnInterrupt,
     SeedEachIteration,
-    drop_metrics_after,
+    WriteRows,
     unwrap,
 )
 from .loss_profiler import LossProfiler
+from .processes import StopRequest
+from .run_folder import rewind_metrics
 
 
 class Trainer(DefaultTrainer):
@@ -35,20 +43,35 @@ class Trainer(DefaultTrainer):
         cfg: a full config with SEED set and its data sets registered.
         console: shows the progress; None shows nothing.
         profile: measure the losses; see :mod:`.loss_profiler`.
+        stop: on whose request to stop; see :class:`SaveOnInterrupt`.
     """
 
-    def __init__(self, cfg: CfgNode, console: Console | None = None, *, profile: bool = False):
-        self._console = console
+    def __init__(
+        self,
+        cfg: CfgNode,
+        console: Console | None = None,
+        *,
+        profile: bool = False,
+        stop: StopRequest | None = None,
+    ):
+        # DefaultTrainer's own would wrap the model for GPUs only, and take its checkpointer.
+        TrainerBase.__init__(self)
+        self.cfg, self.start_iter, self.max_iter = cfg, 0, cfg.SOLVER.MAX_ITER
+        self._console, self._stop = console, stop or StopRequest()
         self.loss_profiler: LossProfiler | None = None
         if profile and comm.is_main_process():
             self.loss_profiler = LossProfiler(cfg.MODEL.DEVICE, cfg.SOLVER.MAX_ITER)
-        super().__init__(cfg)
-        self.checkpointer = SafeCheckpointer(
-            self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
-        for hook in self._hooks:
-            if isinstance(hook, hooks.PeriodicCheckpointer):
-                hook.checkpointer = self.checkpointer
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        if comm.get_world_size() > 1:
+            devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
+            model = DistributedDataParallel(model, devices, broadcast_buffers=False)
+        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = kind(model, self.build_train_loader(cfg), optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self._step_is_unfinished = False
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -86,32 +109,76 @@ class Trainer(DefaultTrainer):
         )
 
     def _evaluate(self) -> dict[str, Any]:
-        how = {} if self._progress is None else {"on_batch": self._progress.show_evaluation}
+        how = {"on_batch": self._on_evaluated_batch} if comm.is_main_process() else {}
         self._last_eval_results = self.test(self.cfg, self.model, **how)
         return self._last_eval_results
 
-    def build_hooks(self) -> list[hooks.HookBase]:
-        cfg = self.cfg
-        first: list[hooks.HookBase] = [SeedEachIteration(cfg.SEED)]
-        if self.loss_profiler is not None:
-            first.append(self.loss_profiler)
-        self._progress = None
-        if self._console is not None:
-            title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
-            self._progress = ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console)
-        built = [
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
-            if isinstance(hook, hooks.EvalHook)
-            else hook
-            for hook in super().build_hooks()
-        ]
-        watch: list[hooks.HookBase] = [SaveOnInterrupt()]
+    def _on_evaluated_batch(self, done: int, total: int) -> None:
+        self._interrupt.during_evaluation()
         if self._progress is not None:
-            watch.insert(0, self._progress)
-        # The writers, which the main process alone has, come last. All else must come in the same
-        # order on every process: evaluating and agreeing to stop wait for the others.
-        writers = [hook for hook in built if isinstance(hook, hooks.PeriodicWriter)]
-        return [*first, *(hook for hook in built if hook not in writers), *watch, *writers]
+            self._progress.show_evaluation(done, total)
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """See :meth:`DefaultTrainer.build_hooks`.
+
+        Those that wait for other processes, to save, evaluate and agree to stop, come in one order
+        on all of them. A checkpoint is saved before an evaluation: see :meth:`before_train`.
+        """
+        cfg = self.cfg
+        checkpoints = KeepCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP)
+        self._evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+        self._interrupt = SaveOnInterrupt(self._stop, checkpoints)
+        self._history = KeepHistory()
+        self._best = self._progress = self._rows = None
+        if comm.is_main_process():
+            if cfg.TEST.EVAL_PERIOD:
+                metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+                self._best = KeepBest(
+                    cfg.TEST.EVAL_PERIOD, self._trainer.model, Path(cfg.OUTPUT_DIR), metric
+                )
+            if self._console is not None:
+                title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
+                self._progress = ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console)
+            self._rows = WriteRows(self.build_writers(), WRITE_PERIOD, cfg.TEST.EVAL_PERIOD)
+        chosen = [
+            SeedEachIteration(cfg.SEED),
+            self.loss_profiler,
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self._precise_bn(),
+            self._history,
+            checkpoints,
+            self._evaluation,
+            self._best,
+            self._progress,
+            self._interrupt,
+            self._rows,
+        ]
+        return [hook for hook in chosen if hook is not None]
+
+    def _precise_bn(self) -> hooks.PreciseBN | None:
+        """Detectron2's hook, where TEST.PRECISE_BN asks for it and the model has batch norms."""
+        cfg = self.cfg.clone()
+        if not cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(self.model):
+            return None
+        cfg.DATALOADER.NUM_WORKERS = 0
+        loader = self.build_train_loader(cfg)
+        period, iterations = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
+        return hooks.PreciseBN(period, self.model, loader, iterations)
+
+    def before_train(self) -> None:
+        """See :meth:`TrainerBase.before_train`; also finishes the last step of a run that goes on.
+
+        Its checkpoint was saved in the middle of `after_step`: a run killed soon after has not
+        evaluated yet, or not written its row of metrics.
+        """
+        super().before_train()
+        if comm.all_gather(self._step_is_unfinished)[0]:
+            self.iter = self.storage.iter = self.start_iter - 1
+            self._history.put_last(self.iter)
+            for hook in (self._evaluation, self._best, self._rows):
+                if hook is not None:
+                    hook.after_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """See :meth:`DefaultTrainer.resume_or_load`; also continues the order of the data."""
@@ -125,12 +192,11 @@ class Trainer(DefaultTrainer):
         if self.start_iter > 0:
             self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, self.start_iter))
         if resume and comm.is_main_process():
-            drop_metrics_after(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            self._step_is_unfinished = rewind_metrics(self.cfg, self.start_iter, WRITE_PERIOD)
 
-    @property
-    def unreadable_images(self) -> set[str]:
-        """Training images that could not be read."""
-        return self._trainer.data_loader.unreadable
+    def unreadable_images(self) -> list[str]:
+        """Training images that a process could not read; every process must ask."""
+        return sorted(set().union(*comm.all_gather(self._trainer.data_loader.unreadable)))
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -139,6 +205,12 @@ class Trainer(DefaultTrainer):
         return state if normalizer is None else {**state, "loss_normalizer": normalizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Learning rate and other settings are those of the config, also where it has changed.
+        groups = self._trainer.optimizer.param_groups
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         super().load_state_dict(state_dict)
+        self.scheduler.base_lrs = [each["initial_lr"] for each in settings]
+        for group, own, lr in zip(groups, settings, self.scheduler.get_lr(), strict=True):
+            group.update(own, lr=lr)
         if "loss_normalizer" in state_dict:
             unwrap(self._trainer.model).loss_normalizer = state_dict["loss_normalizer"]
