@@ -10,6 +10,7 @@ import logging
 import multiprocessing.util
 import random
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -159,10 +160,13 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
     if cfg.MODEL.MASK_ON:
         _prepare_masks(dicts, mapper)
     multiprocessing.util.Finalize(None, _kill_workers, exitpriority=100)
+    workers = cfg.DATALOADER.NUM_WORKERS
     loader = DataLoader(
         TrainingImages(DatasetFromList(dicts, copy=False), mapper, cfg.SEED),
         batch_sampler=batches,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=workers,
+        # In a process that was itself spawned the default is to spawn: seconds for each worker.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=trivial_batch_collator,
         worker_init_fn=_ignore_stop_signals,
         # Its own, so that starting the loader draws nothing from the training's generator.

@@ -79,7 +79,14 @@ def read_config(run_dir: Path) -> CfgNode:
     cfg = default_config()
     try:
         cfg.merge_from_file(str(run_dir / CONFIG), allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        yaml.YAMLError,
+    ) as error:
         raise BucketRankError(
             f"{run_dir / CONFIG} is damaged or of another version of this package: {error}"
         ) from error
@@ -183,7 +190,8 @@ def _require_same(before: CfgNode, now: CfgNode) -> None:
     changed = {
         key: value
         for key, value in flatten(now).items()
-        if repr(values.get(key)) != repr(value) and not _may_change(key)
+        # As JSON: a config that was read has lists in place of some tuples.
+        if json.dumps(values.get(key)) != json.dumps(value) and not _may_change(key)
     }
     if changed:
         key, value = next(iter(changed.items()))
