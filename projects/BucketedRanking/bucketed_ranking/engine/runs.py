@@ -24,6 +24,7 @@ from detectron2.utils.events import EventStorage
 from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
+from ..config import ranking_scope
 from ..data.catalog import category_ids, register
 from ..data.registry import find_dataset
 from ..environment import device_name, git_commit, installed_versions
@@ -104,11 +105,12 @@ def is_finished(run_dir: Path, max_iter: int) -> bool:
 
 
 def images_per_ranking(cfg: CfgNode, processes: int) -> int:
-    """How many images one ranking spans: those that one process has of a batch.
+    """How many images one ranking spans: those of a batch, or those that one process has of it.
 
     It decides what is optimised, and how long a loop takes.
     """
-    return cfg.SOLVER.IMS_PER_BATCH // processes
+    images = cfg.SOLVER.IMS_PER_BATCH
+    return images if ranking_scope(cfg) == "global" else images // processes
 
 
 def config_hash(cfg: CfgNode, processes: int = 1) -> str:
@@ -128,7 +130,7 @@ def config_hash(cfg: CfgNode, processes: int = 1) -> str:
         for key, value in sorted(flatten(cfg).items())
         if key not in before or repr(before[key]) != repr(value)
     ]
-    if processes > 1:
+    if images_per_ranking(cfg, processes) != cfg.SOLVER.IMS_PER_BATCH:
         changed.append(f"images_per_ranking: {images_per_ranking(cfg, processes)}")
     return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:12]
 
