@@ -1,7 +1,7 @@
 """What every test gets: one torch thread, a home of its own, and the paths of what lies around."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,17 @@ def bucketrank_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def repository() -> Path:
     """The root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def relative_error() -> Callable[..., float]:
+    """The norm of a tensor's difference from a reference, relative to the reference's norm."""
+
+    def error(found, reference) -> float:
+        difference = (found.to(reference.dtype) - reference).norm().item()
+        return difference / norm if (norm := reference.norm().item()) else difference
+
+    return error
 
 
 @pytest.fixture(scope="session")

@@ -183,11 +183,6 @@ def test_alrp_takes_one_box_loss(losses):
         RankingCriterion(RankingLoss("alrp"))(**one_head(), box_losses=losses)
 
 
-def test_there_is_no_ranking_over_processes_yet():
-    with pytest.raises(NotImplementedError, match="several processes"):
-        RankingCriterion(RankingLoss("brs"))(**one_head(), group="everybody")
-
-
 def test_a_profiler_finds_the_two_parts():
     with profile(activities=[ProfilerActivity.CPU]) as found:
         sum(RankingCriterion(RankingLoss("brs"))(**one_head()).losses.values()).backward()

@@ -246,3 +246,12 @@ def test_the_time_of_a_step_is_the_median_after_warm_up():
     assert runs.median_seconds(storage, first=2) == 2.0
     assert runs.median_seconds(storage, first=5) is None
     assert runs.median_seconds(EventStorage(), first=0) is None
+
+
+@pytest.mark.usefixtures("blobs")
+def test_a_global_ranking_is_of_the_batch_whatever_the_number_of_processes(tmp_path):
+    options = "SOLVER.IMS_PER_BATCH", "8", "MODEL.RANKING.SCOPE"
+    for scope, images in (("process", 4), ("global", 8)):
+        cfg = run_config(tmp_path, *options, scope, loss="rs-exact")
+        assert run_folder.images_per_ranking(cfg, 2) == images
+        assert (run_folder.config_hash(cfg, 2) == runs.config_hash(cfg, 1)) == (scope == "global")

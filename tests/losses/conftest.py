@@ -117,14 +117,3 @@ def evaluate() -> Callable[..., Result]:
         return Result(torch.stack(losses).detach(), logits.grad, boxes.grad)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def relative_error() -> Callable[[Tensor, Tensor], float]:
-    """The norm of a tensor's difference from a reference, relative to the reference's norm."""
-
-    def error(found: Tensor, reference: Tensor) -> float:
-        difference = (found.to(reference.dtype) - reference).norm().item()
-        return difference / norm if (norm := reference.norm().item()) else difference
-
-    return error

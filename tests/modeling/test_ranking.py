@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from bucketed_ranking.balance import EpochBalance
+from bucketed_ranking.config import EXACT_SCOPE, ranking_scope
 from bucketed_ranking.errors import BucketRankError
 from bucketed_ranking.modeling.ranking import WRITE_PERIOD, build_criterion
 from tests.small_detectors import narrow_config, random_batch
@@ -51,6 +52,21 @@ def test_every_option_of_the_config_arrives():
 def test_options_that_do_not_suit_the_loss_are_told(options, message):
     with pytest.raises(BucketRankError, match=message):
         criterion("brs", *options)
+
+
+def test_what_a_ranking_spans():
+    for loss, default in (("rs-exact", EXACT_SCOPE), ("brs", "process"), ("score", "process")):
+        assert ranking_scope(narrow_config("retinanet_tiny", loss)) == default
+    option = "MODEL.RANKING.SCOPE"
+    for scope in ("process", "global"):
+        cfg = narrow_config("mask_rcnn_tiny", "ap-exact", option, scope)
+        assert ranking_scope(cfg) == scope
+        assert {m.scope for m in build_model(cfg).modules() if hasattr(m, "scope")} == {scope}
+    for loss in ("bap", "alrp"):
+        with pytest.raises(BucketRankError, match=f"{loss} ranks the images of each process"):
+            narrow_config("retinanet_tiny", loss, option, "global")
+    with pytest.raises(BucketRankError, match="SCOPE is 'all'; use process or global"):
+        narrow_config("retinanet_tiny", "rs-exact", option, "all")
 
 
 def test_a_ranking_head_with_the_score_loss_is_told():

@@ -14,9 +14,10 @@ class EpochBalance(nn.Module):
     """The factor on aLRP's localisation part: (classification + localisation) / localisation, each
     a mean over the last epoch; 50 in the first (Oksuz et al., NeurIPS 2020, and their code).
 
-    The step that ends an epoch has the new factor already. Each process goes by its own images, as
-    in the public code. The buffers go into checkpoints, those of the first process, so that a
-    resumed run goes on in the middle of an epoch.
+    The step that ends an epoch has the new factor already. Each process goes by the images of its
+    rankings: its own, as in the public code, or those of all processes. The buffers go into
+    checkpoints, those of the first process, so that a resumed run goes on in the middle of an
+    epoch.
 
     Attributes:
         epoch_iterations: length of an epoch. Whoever knows the data sets it, as this project's

@@ -2,7 +2,12 @@
 
 from detectron2.config import CfgNode
 
+from .errors import BucketRankError
+from .losses import LOSS_NAMES
+
 SCORE_LOSS = "score"
+EXACT_SCOPE = "process"
+"""MODEL.RANKING.SCOPE of the exact losses, where the config leaves it open."""
 
 
 def add_bucketed_ranking_config(cfg: CfgNode) -> None:
@@ -18,6 +23,10 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.RANKING.INTERPOLATED = None
     # How many logits an exact loss looks at at once, to bound its working memory. None: all.
     cfg.MODEL.RANKING.CHUNK_SIZE = None
+    # What one ranking spans where several processes share a batch: "process", the images of each on
+    # their own, or "global", those of all, so that losses and gradients are those of one process
+    # with the whole batch; exact losses alone have the choice. None: EXACT_SCOPE for them.
+    cfg.MODEL.RANKING.SCOPE = None
     # Scale the box loss to the value of the classification loss: RS in every step, aLRP by averages
     # over an epoch of training, from 50 in the first (the public aLRP code).
     # None: on for RS and aLRP, off for AP (their papers).
@@ -26,7 +35,8 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.RANKING.BOX_LOSS_WEIGHT = None
     # Factor on all losses of a ranking RPN (RS Loss, Faster R-CNN).
     cfg.MODEL.RANKING.RPN_LOSS_WEIGHT = 0.2
-    # How many positives of a process' batch, drawn at random, train a ranking mask head (RS Loss).
+    # How many positives of a process' batch, drawn at random, train a ranking mask head (RS Loss):
+    # of each process' own, whatever the SCOPE, so W processes train on W times as many at most.
     cfg.MODEL.RANKING.MAX_MASKS = 200
     # Keys of the whole config and the values that they take when LOSS is a ranking loss: what the
     # ranking recipe of a detector changes in its score-based one. Applied once, by
@@ -73,8 +83,35 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
 
 
 def apply_ranking_recipe(cfg: CfgNode) -> None:
-    """Merge MODEL.RANKING.RECIPE over the config if a ranking loss is chosen, then empty it."""
+    """Merge MODEL.RANKING.RECIPE over the config if a ranking loss is chosen, then empty it.
+
+    Raises:
+        BucketRankError: see :func:`ranking_scope`.
+    """
+    ranking_scope(cfg)
     recipe = cfg.MODEL.RANKING.RECIPE
     cfg.MODEL.RANKING.RECIPE = CfgNode(new_allowed=True)
     if cfg.MODEL.RANKING.LOSS != SCORE_LOSS:
         cfg.merge_from_other_cfg(recipe)
+
+
+def ranking_scope(cfg: CfgNode) -> str:
+    """What one ranking spans, by MODEL.RANKING.SCOPE: "process" or "global".
+
+    Raises:
+        BucketRankError: SCOPE is something else, or "global" for a published loss.
+    """
+    scope, loss = cfg.MODEL.RANKING.SCOPE, cfg.MODEL.RANKING.LOSS
+    if scope not in (None, "process", "global"):
+        raise BucketRankError(f"MODEL.RANKING.SCOPE is {scope!r}; use process or global.")
+    if loss not in LOSS_NAMES:
+        return "process"
+    objective, algorithm = LOSS_NAMES[loss]
+    if algorithm == "exact":
+        return scope or EXACT_SCOPE
+    if scope == "global":
+        raise BucketRankError(
+            f"MODEL.RANKING.SCOPE is 'global', but {loss} ranks the images of each process on "
+            f"their own; take {objective}-exact, or SCOPE process."
+        )
+    return "process"

@@ -1,14 +1,16 @@
 """The one place where a detection head meets a ranking loss. It keeps nothing of a call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.ops import box_area, generalized_box_iou_loss
 
 from .losses import RankingLoss
+from .losses.processes import sum_in_place
 
 # A positive whose predicted box misses its target keeps this quality: it stays a positive.
 _MIN_QUALITY = 1e-6
@@ -57,9 +59,28 @@ def dice_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - overlaps / sums.clamp(min=_MIN_DENOMINATOR)
 
 
-def score_weighted_mean(losses: Tensor, scores: Tensor) -> Tensor:
-    """Mean of the positives' losses, weighted by their scores; both [P] -> scalar, 0 for P = 0."""
-    return (scores * losses).sum() / scores.sum().clamp(min=_MIN_DENOMINATOR)
+def weighted_mean(weighted_sum: Tensor, weights: Tensor) -> Tensor:
+    """The mean of losses from sum(weight x loss) and sum(weight), both scalars; 0 for no losses."""
+    return weighted_sum / weights.clamp(min=_MIN_DENOMINATOR)
+
+
+def sums_of_group(parts: Sequence[Tensor], group: "dist.ProcessGroup | None") -> list[Tensor]:
+    """Sums of scalars over the processes of a group, in one collective; for None, the scalars.
+
+    The gradient goes to the own part, times the number of processes: averaged over them, as
+    DistributedDataParallel does, gradients are those of one process that has everything.
+    """
+    if group is None:
+        return list(parts)
+    totals = [part.detach().clone() for part in parts]
+    sum_in_place(totals, group)
+    pairs = zip(totals, parts, strict=True)
+    return [_with_gradient(total, part, group.size()) for total, part in pairs]
+
+
+def _with_gradient(value: Tensor, source: Tensor, factor: int) -> Tensor:
+    """`value`, with `factor` times the gradient of `source`."""
+    return value.detach() + factor * (source - source.detach())
 
 
 def self_balanced(loss: Tensor, classification: Tensor) -> Tensor:
@@ -128,7 +149,7 @@ class RankingCriterion(nn.Module):
         pred_boxes: Tensor,
         target_boxes: Tensor,
         box_losses: Mapping[str, Tensor] | None = None,
-        group: "torch.distributed.ProcessGroup | None" = None,
+        group: "dist.ProcessGroup | None" = None,
     ) -> RankingResult:
         """Losses of one head.
 
@@ -139,23 +160,25 @@ class RankingCriterion(nn.Module):
             pred_boxes: [P, 4], decoded boxes of the positives, x1, y1, x2, y2 in any unit.
             target_boxes: [P, 4], the boxes that they are assigned to.
             box_losses: losses of the positives by name, each [P], to be averaged with the scores as
-                weights, or a scalar, which the head has averaged itself. None: "loss_box_reg", the
-                GIoU loss [P].
-            group: processes whose images are to be ranked together; None: each process ranks its
-                own images. Nothing else is there yet.
+                weights, or a scalar, which the head has averaged itself (with a group: this
+                process' part, of which the sum over the processes is the loss). None:
+                "loss_box_reg", the GIoU loss [P].
+            group: processes whose images are ranked together, by an exact loss; None: each process
+                ranks its own. All must make the call. Losses, classification and statistics are
+                then those of all images, the same on every process; their gradients are scaled for
+                DistributedDataParallel, which averages them.
 
         Raises:
-            ValueError: logits and labels do not fit each other, or the box losses do not fit aLRP.
-            NotImplementedError: a group is given.
+            ValueError: logits and labels do not fit each other, the box losses do not fit aLRP, or
+                the loss does not rank over a group.
         """
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
             raise ValueError(
                 f"logits must be [A, C] and labels [A], got {tuple(logits.shape)} and "
                 f"{tuple(labels.shape)}"
             )
-        if group is not None:
-            raise NotImplementedError("a ranking over several processes is not there yet")
-        pred_boxes, target_boxes = pred_boxes.float(), target_boxes.float()
+        precision = torch.promote_types(pred_boxes.dtype, torch.float32)
+        pred_boxes, target_boxes = pred_boxes.to(precision), target_boxes.to(precision)
         qualities = aligned_box_iou(pred_boxes.detach(), target_boxes).clamp(_MIN_QUALITY, 1.0)
         if box_losses is None:
             with record_function(BOX_MARK):
@@ -168,14 +191,23 @@ class RankingCriterion(nn.Module):
                 qualities,
                 ignored_rows=labels < 0,
                 box_losses=only,  # for aLRP, which takes one
+                group=group,
             )
+        if group is not None:
+            errors = {k: _with_gradient(e, e, group.size()) for k, e in errors.items()}
         localisation = errors.pop("loss_loc", None)
         losses = {name: self.rank_weight * error for name, error in errors.items()}
         classification = torch.stack(list(losses.values())).sum().detach()
-        scores = logits.detach()[positives].float().sigmoid().amax(dim=1)
-        for name, given in box_losses.items():
-            error = given if localisation is None else localisation
-            errors[name] = score_weighted_mean(error, scores) if error.ndim else error
+        scores = logits.detach()[positives]
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).sigmoid().amax(dim=1)
+        box_sums = [(scores * loss).sum() if loss.ndim else loss for loss in box_losses.values()]
+        own = scores.new_full((), len(scores)), qualities.sum(), scores.sum(), *box_sums
+        count, total_quality, total_score, *box_sums = sums_of_group(own, group)
+        for (name, given), box_sum in zip(box_losses.items(), box_sums, strict=True):
+            if localisation is not None:
+                errors[name] = localisation
+            else:
+                errors[name] = weighted_mean(box_sum, total_score) if given.ndim else box_sum
             balance = self.self_balance and localisation is None
             loss = self_balanced(errors[name], classification) if balance else errors[name]
             losses[name] = self._box_weight(name) * loss
@@ -185,8 +217,8 @@ class RankingCriterion(nn.Module):
             scores,
             qualities,
             {
-                "num_positives": positives.new_full((), positives.numel()),
-                "mean_quality": qualities.sum() / max(positives.numel(), 1),
+                "num_positives": count,
+                "mean_quality": total_quality / count.clamp(min=1),
                 **{_STATISTICS.get(name, name): each.detach() for name, each in errors.items()},
             },
         )

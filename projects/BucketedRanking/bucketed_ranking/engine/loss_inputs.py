@@ -83,6 +83,7 @@ def _record_calls(model: torch.nn.Module, calls: list[dict[str, Any]]) -> None:
 def _recorded(forward: Callable, head: str, calls: list[dict[str, Any]]) -> Callable:
     def record(*given: Any, **named: Any) -> dict[str, torch.Tensor]:
         arguments = signature(forward).bind(*given, **named).arguments
+        del arguments["group"]  # of one process
         kept = {name: v if v is None else v.detach().clone() for name, v in arguments.items()}
         calls.append({"head": head, **kept})
         return forward(*given, **named)

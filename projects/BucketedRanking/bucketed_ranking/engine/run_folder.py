@@ -13,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from filelock import FileLock, Timeout
 
+from ..config import ranking_scope
 from ..data.files import write_atomically
 from ..errors import BucketRankError
 from .checkpoint import newest_checkpoint
@@ -237,11 +238,12 @@ def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:
 
 
 def images_per_ranking(cfg: CfgNode, processes: int) -> int:
-    """How many images one ranking spans: those that one process has of a batch.
+    """How many images one ranking spans: those of a batch, or those that one process has of it.
 
     It decides what is optimised, and how long a loop takes.
     """
-    return cfg.SOLVER.IMS_PER_BATCH // processes
+    images = cfg.SOLVER.IMS_PER_BATCH
+    return images if ranking_scope(cfg) == "global" else images // processes
 
 
 def config_hash(cfg: CfgNode, processes: int = 1) -> str:
@@ -261,6 +263,6 @@ def config_hash(cfg: CfgNode, processes: int = 1) -> str:
         for key, value in sorted(flatten(cfg).items())
         if key not in before or repr(before[key]) != repr(value)
     ]
-    if processes > 1:
+    if images_per_ranking(cfg, processes) != cfg.SOLVER.IMS_PER_BATCH:
         changed.append(f"images_per_ranking: {images_per_ranking(cfg, processes)}")
     return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:12]

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .alrp import LocalisationRecallPrecision
@@ -157,14 +158,29 @@ class RankingLoss(nn.Module):
         self.delta, self.interpolated = self._ranking.objective.delta, interpolated
 
     def forward(
-        self, logits: Tensor, targets: Tensor, box_losses: Tensor | None = None
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        box_losses: Tensor | None = None,
+        group: "dist.ProcessGroup | None" = None,
     ) -> dict[str, Tensor]:
         """The losses for dense ``targets``; arguments as in ``ap_loss`` and its siblings.
 
+        Args:
+            group: for the exact algorithm only: processes whose logits are ranked together. All of
+                them must make the call, with logits of one type; those without positives, too. What
+                they exchange grows with the number of positives, not with that of the logits.
+
         Returns:
-            Scalars ``loss_rank`` and, for RS, ``loss_sort``, for aLRP, ``loss_loc``.
+            Scalars ``loss_rank`` and, for RS, ``loss_sort``, for aLRP, ``loss_loc``. In a group
+            they are the same on all processes, and each gets the gradient of its own logits: that
+            of one process with all logits. Who averages gradients over W processes, as
+            DistributedDataParallel does, has to scale them by W.
+
+        Raises:
+            ValueError: an argument is not as above.
         """
-        return self._named(_dense(self._ranking, logits, targets, box_losses))
+        return self._named(_dense(self._ranking, logits, targets, box_losses, group))
 
     def forward_indexed(
         self,
@@ -173,6 +189,7 @@ class RankingLoss(nn.Module):
         qualities: Tensor,
         ignored_rows: Tensor | None = None,
         box_losses: Tensor | None = None,
+        group: "dist.ProcessGroup | None" = None,
     ) -> dict[str, Tensor]:
         """The losses for few positives among many logits, without targets of the logits' size.
 
@@ -186,6 +203,7 @@ class RankingLoss(nn.Module):
             ignored_rows: BoolTensor [A], or over any leading dimensions of ``logits``: what takes
                 no part. A positive always takes part.
             box_losses: [P] in the order of ``positives``; required by aLRP, unused otherwise.
+            group: see :meth:`forward`.
 
         Returns:
             See :meth:`forward`.
@@ -193,8 +211,8 @@ class RankingLoss(nn.Module):
         Raises:
             ValueError: a shape or type is not as above.
         """
-        losses = _indexed(self._ranking, logits, positives, qualities, ignored_rows, box_losses)
-        return self._named(losses)
+        given = logits, positives, qualities, ignored_rows, box_losses
+        return self._named(_indexed(self._ranking, *given, group))
 
     def extra_repr(self) -> str:
         """The options, as ``repr`` shows them."""
@@ -230,7 +248,11 @@ def _ranking(
 
 
 def _dense(
-    ranking: Ranking, logits: Tensor, targets: Tensor, box_losses: Tensor | None
+    ranking: Ranking,
+    logits: Tensor,
+    targets: Tensor,
+    box_losses: Tensor | None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> tuple[Tensor, ...]:
     if targets.shape != logits.shape:
         raise ValueError(
@@ -249,7 +271,7 @@ def _dense(
     positives = (flat > 0).nonzero().squeeze(1)
     qualities = flat[positives].to(torch.promote_types(flat.dtype, torch.float32))
     ignored = targets < 0
-    return _indexed(ranking, logits, positives, qualities, ignored, box_losses)
+    return _indexed(ranking, logits, positives, qualities, ignored, box_losses, group)
 
 
 def _indexed(
@@ -259,7 +281,10 @@ def _indexed(
     qualities: Tensor,
     ignored: Tensor | None,
     box_losses: Tensor | None,
+    group: "dist.ProcessGroup | None",
 ) -> tuple[Tensor, ...]:
+    if group is not None and not issubclass(ranking.algorithm, Bins):
+        raise ValueError("only algorithm 'exact' ranks over a group of processes")
     if not logits.is_floating_point():
         raise ValueError(
             f"logits must be float16, bfloat16, float32 or float64, not {logits.dtype}"
@@ -282,7 +307,7 @@ def _indexed(
         _check_per_positive("box_losses", box_losses, positives)
     ignored = None if ignored is None else ignored.reshape(-1)
     participants = Participants(positives, qualities.detach(), ignored)
-    return ranking_losses(ranking, logits, participants, box_losses)
+    return ranking_losses(ranking, logits, participants, box_losses, group)
 
 
 def _check_per_positive(name: str, values: Tensor, positives: Tensor) -> None:

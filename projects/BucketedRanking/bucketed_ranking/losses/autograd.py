@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .exact import Bins
 from .objective import Algorithm, Objective, Terms
+from .processes import gather_rows, sum_in_place
 from .relations import table_dtype
 
 
@@ -32,7 +35,11 @@ class Participants(NamedTuple):
 
 
 def ranking_losses(
-    ranking: Ranking, logits: Tensor, participants: Participants, box_losses: Tensor | None
+    ranking: Ranking,
+    logits: Tensor,
+    participants: Participants,
+    box_losses: Tensor | None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> tuple[Tensor, ...]:
     """The losses of ``ranking`` as scalars, in the order of its objective's outputs.
 
@@ -40,10 +47,13 @@ def ranking_losses(
     in float32 and the losses are float32; gradients come back in the logits' own type. NaN logits
     of positives or negatives, and infinite ones of positives, make every loss NaN. A negative at
     -inf is below everything, one at +inf above everything.
+
+    With a ``group``, for the exact algorithm, one ranking runs over the logits of all its
+    processes. Every process gets the same losses, and their gradients to its own logits.
     """
     # The losses set the precision of every step themselves; autocast must not change it.
     with torch.autocast(logits.device.type, enabled=False):
-        return _RankingFunction.apply(logits.reshape(-1), box_losses, participants, ranking)
+        return _RankingFunction.apply(logits.reshape(-1), box_losses, participants, ranking, group)
 
 
 class _RankingFunction(torch.autograd.Function):
@@ -57,16 +67,21 @@ class _RankingFunction(torch.autograd.Function):
         box_losses: Tensor | None,
         participants: Participants,
         ranking: Ranking,
+        group: "dist.ProcessGroup | None",
     ) -> tuple[Tensor, ...]:
         negatives = _Negatives(logits, participants, ranking.chunk_size)
         positives = logits[participants.positives].to(_working_dtype(logits))
+        values = participants.qualities if box_losses is None else box_losses
+        own = slice(None)
+        if group is not None:
+            positives, values, own = _gather_positives(positives, values, group)
         if positives.numel() == 0:
-            terms, negative_grad = _rank_nothing(ranking.objective, positives, negatives)
+            terms, negative_grad = _rank_nothing(ranking.objective, positives, negatives, group)
         else:
-            values = participants.qualities if box_losses is None else box_losses
-            terms, negative_grad = _rank(ranking, positives, values, negatives)
-        # Not the losses: a graph that held its own outputs would never be freed.
-        ctx.terms, ctx.negative_grad = terms._replace(losses=()), negative_grad
+            terms, negative_grad = _rank(ranking, positives, values, negatives, group)
+        ctx.positive_grads = [grad[own] for grad in terms.positive_grads]
+        ctx.box_grad = None if terms.box_grad is None else terms.box_grad[own]
+        ctx.negative_grad = negative_grad
         ctx.participants, ctx.chunk_size = participants, ranking.chunk_size
         ctx.lowest, ctx.places = negatives.lowest, negatives.places
         ctx.grad_like = logits.new_empty(0), logits.shape
@@ -86,16 +101,29 @@ class _RankingFunction(torch.autograd.Function):
         else:
             grad.scatter_(0, ctx.places, (ctx.negative_grad * upstream[0]).to(grad.dtype))
         # The losses share the positives, each with an upstream gradient of its own.
-        positive_grad = torch.zeros_like(ctx.terms.positive_grads[0])
-        for part, scale in zip(ctx.terms.positive_grads, upstream, strict=False):
+        positive_grad = torch.zeros_like(ctx.positive_grads[0])
+        for part, scale in zip(ctx.positive_grads, upstream, strict=False):
             positive_grad += part * scale
         grad[ctx.participants.positives] = positive_grad.to(grad.dtype)
-        box_grad = ctx.terms.box_grad
-        return grad, None if box_grad is None else box_grad * upstream[1], None, None
+        box_grad = None if ctx.box_grad is None else ctx.box_grad * upstream[1]
+        return grad, box_grad, None, None, None
+
+
+def _gather_positives(
+    positives: Tensor, values: Tensor, group: "dist.ProcessGroup"
+) -> tuple[Tensor, Tensor, slice]:
+    """Logits and values of all processes' positives, and which of them are this process'."""
+    common = torch.promote_types(positives.dtype, values.dtype)
+    rows, own = gather_rows(torch.stack([positives.to(common), values.to(common)], dim=1), group)
+    return rows[:, 0].to(positives.dtype), rows[:, 1].to(values.dtype), own
 
 
 def _rank(
-    ranking: Ranking, positives: Tensor, values: Tensor, negatives: "_Negatives"
+    ranking: Ranking,
+    positives: Tensor,
+    values: Tensor,
+    negatives: "_Negatives",
+    group: "dist.ProcessGroup | None",
 ) -> tuple[Terms, Any]:
     undefined = ~positives.isfinite().all()
     # Where the ranking is undefined, any numbers do, but places computed from NaN would not.
@@ -105,6 +133,12 @@ def _rank(
     for chunk in negatives.above(_lowest_relevant(positives, delta)):
         undefined |= chunk.isnan().any()
         algorithm.add(chunk)
+    if group is not None:
+        assert isinstance(algorithm, Bins)
+        assert algorithm.negatives is not None
+        found = undefined.to(algorithm.positives.dtype)
+        sum_in_place([*algorithm.negatives, found], group)
+        undefined = found > 0
     terms, negative_grad = algorithm.rank(ranking.objective, values)
     # Added to everything that comes out: a diverging model is to be seen, not ranked.
     poison = torch.where(undefined, torch.nan, positives.new_zeros(()))
@@ -116,11 +150,16 @@ def _rank(
 
 
 def _rank_nothing(
-    objective: Objective, positives: Tensor, negatives: "_Negatives"
+    objective: Objective,
+    positives: Tensor,
+    negatives: "_Negatives",
+    group: "dist.ProcessGroup | None",
 ) -> tuple[Terms, Tensor]:
     """Without positives every loss and gradient is zero; a NaN among the logits shows even so."""
     found = [chunk.numel() > 0 for chunk in negatives.above(torch.inf)]
     loss = positives.new_full((), torch.nan if any(found) else 0.0)
+    if group is not None:
+        sum_in_place([loss], group)
     losses = tuple(loss.clone() for _ in objective.outputs)
     negatives.places = negatives.places[:0]
     return Terms(losses, (positives,), positives if objective.needs_box_losses else None), positives

@@ -51,12 +51,16 @@ class Bins(Tables):
 
     Takes positives as given, and keeps them in the type of the tables; negatives in chunks or not.
     At delta 0 the positives themselves are the borders.
+
+    Attributes:
+        negatives: sums over the negatives taken in so far; None before the first. Processes that
+            have the same positives may add theirs up, to have those of all negatives.
     """
 
     def __init__(self, positives: Tensor, delta: float) -> None:
         super().__init__(positives.to(table_dtype(positives)), delta)
         self._logits = positives
-        self._negatives: Histogram | None = None
+        self.negatives: Histogram | None = None
         self._located: Located | None = None
         steps, count = self.positives, positives.numel()
         error = torch.zeros_like(steps)
@@ -79,15 +83,15 @@ class Bins(Tables):
     def add(self, negatives: Tensor) -> None:
         located = self._locate(negatives)
         # The bins of one chunk are kept; those of several are searched once more in the end.
-        self._located = located if self._negatives is None else None
-        self._negatives = self._histogram(located, onto=self._negatives)
+        self._located = located if self.negatives is None else None
+        self.negatives = self._histogram(located, onto=self.negatives)
 
     def positives_above(self, weights: Tensor | None = None) -> Tensor:
         return self._sum_above(self._histogram(self._located_positives, weights))
 
     def negatives_above(self) -> Tensor:
-        assert self._negatives is not None
-        return self._sum_above(self._negatives).clamp(min=0)
+        assert self.negatives is not None
+        return self._sum_above(self.negatives).clamp(min=0)
 
     def positives_above_by_quality(
         self, qualities: Tensor, weights: Tensor

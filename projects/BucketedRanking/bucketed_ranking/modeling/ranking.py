@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..balance import EpochBalance
-from ..config import SCORE_LOSS
+from ..config import SCORE_LOSS, ranking_scope
 from ..criterion import RankingCriterion, RankingResult, positive_rows
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES, RankingLoss
@@ -49,6 +51,12 @@ def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
     )
 
 
+def ranking_group(scope: str) -> "dist.ProcessGroup | None":
+    """The processes that rank together: all, where `scope` is "global" and there are several."""
+    several = scope == "global" and comm.get_world_size() > 1
+    return dist.group.WORLD if several else None
+
+
 def put_statistics(name: str, statistics: Mapping[str, Tensor]) -> None:
     """Put scalars into the event storage as "name/key", in the iterations that writers write.
 
@@ -65,24 +73,25 @@ class RankingHead:
     """What a ranking loss adds to a head of Detectron2, which stands behind it among the bases.
 
     The head's own sampling and loss options have no effect. aLRP's box loss is balanced over
-    epochs, unless self-balance is off; see :class:`EpochBalance`.
+    epochs, unless self-balance is off; see :class:`EpochBalance`. `scope` is MODEL.RANKING.SCOPE.
     """
 
     @configurable
-    def __init__(self, *args, criterion: RankingCriterion, **kwargs):
+    def __init__(self, *args, criterion: RankingCriterion, scope: str = "process", **kwargs):
         super().__init__(*args, **kwargs)
         self.criterion = criterion
+        self.scope = scope
         alrp = criterion.loss.objective == "alrp"
         self.balance = EpochBalance() if alrp and criterion.self_balance else None
 
     @classmethod
     def from_config(cls, cfg, *args, **kwargs):
         built = super().from_config(cfg, *args)
-        return {**built, "criterion": build_criterion(cfg), **kwargs}
+        return {**built, "criterion": build_criterion(cfg), "scope": ranking_scope(cfg), **kwargs}
 
     def rank(self, name: str, *arguments: Tensor) -> RankingResult:
         """See :meth:`RankingCriterion.forward`; statistics go into the storage under `name`."""
-        result = self.criterion(*arguments)
+        result = self.criterion(*arguments, group=ranking_group(self.scope))
         put_statistics(name, result.statistics)
         return result if self.balance is None else self.balance(result)
 

@@ -15,8 +15,9 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from ..criterion import dice_losses, positive_rows, score_weighted_mean, self_balanced
-from .ranking import RankingHead, put_statistics
+from ..config import ranking_scope
+from ..criterion import dice_losses, positive_rows, self_balanced, sums_of_group, weighted_mean
+from .ranking import RankingHead, put_statistics, ranking_group
 
 
 class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
@@ -71,6 +72,15 @@ class RankingMaskHead(MaskRCNNConvUpsampleHead):
     that :class:`RankingFastRCNNOutputLayers` gives them beside those that the base class needs.
     """
 
+    @configurable
+    def __init__(self, *args, scope: str = "process", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scope = scope
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), "scope": ranking_scope(cfg)}
+
     def forward(self, x, instances):
         """See :meth:`BaseMaskRCNNHead.forward`; there is no visualisation in training."""
         if not self.training:
@@ -78,8 +88,27 @@ class RankingMaskHead(MaskRCNNConvUpsampleHead):
         logits = self.layers(x)
         # An image without objects has no masks.
         instances = [each for each in instances if len(each)]
-        if not instances:
-            return {"loss_mask": 0 * logits.sum()}
+        weighted_sum = 0 * logits.sum()
+        weights = balanced = classification = weighted_sum.detach()
+        if instances:
+            scores = cat([each.scores for each in instances])
+            weighted_sum = (scores * self._dice_losses(logits, instances)).sum()
+            weights = scores.sum()
+            if instances[0].has("classification_loss"):
+                classification = instances[0].classification_loss[0]
+                balanced = torch.ones_like(classification)
+        # A process without masks takes part, and hears of the classification loss from the others.
+        own = weighted_sum, weights, balanced, classification
+        weighted_sum, weights, balanced, classification = sums_of_group(
+            own, ranking_group(self.scope)
+        )
+        loss = weighted_mean(weighted_sum, weights)
+        put_statistics("mask_head", {"mask_error": loss.detach()})
+        factor = classification / balanced.clamp(min=1)
+        loss = torch.where(balanced > 0, self_balanced(loss, factor), loss)
+        return {"loss_mask": self.loss_weight * loss}
+
+    def _dice_losses(self, logits, instances):
         targets = cat(
             [
                 each.gt_masks.crop_and_resize(each.proposal_boxes.tensor, logits.shape[-1])
@@ -89,20 +118,15 @@ class RankingMaskHead(MaskRCNNConvUpsampleHead):
         rows = torch.arange(len(logits), device=logits.device)
         agnostic = logits.shape[1] == 1
         columns = torch.zeros_like(rows) if agnostic else cat([i.gt_classes for i in instances])
-        losses = dice_losses(logits[rows, columns], targets)
-        loss = score_weighted_mean(losses, cat([each.scores for each in instances]))
-        put_statistics("mask_head", {"mask_error": loss.detach()})
-        if instances[0].has("classification_loss"):
-            loss = self_balanced(loss, instances[0].classification_loss[0])
-        return {"loss_mask": self.loss_weight * loss}
+        return dice_losses(logits[rows, columns], targets)
 
 
 class _UnsampledROIHeads:
     """What ranking changes in :class:`StandardROIHeads` and its subclasses.
 
     All proposals x classes are ranked: no sampling; its options have no effect. The mask head
-    trains on `max_masks` positives of the batch at most, drawn anew each time; in a cascade, on
-    those of the first stage.
+    trains on `max_masks` positives of the process' batch at most, drawn anew each time; in a
+    cascade, on those of the first stage.
     """
 
     @configurable

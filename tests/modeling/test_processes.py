@@ -1,0 +1,54 @@
+"""Detectors on several processes with one global ranking equal one process with all images."""
+
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parallel_steps import detector_parts, images_of, step
+from tests.processes import run_processes
+from tests.small_detectors import DETECTORS
+
+EXACT = ("ap-exact", "alrp-exact", "rs-exact")
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
+# Objects of the images of each process. Of the first two, one process has no objects at all.
+SPLITS = {2: (((3, 2), (0,)), ((0,), (0, 0)), ((1, 0), (2, 4))), 4: (((2,), (0,), (3, 1), (0, 1)),)}
+
+
+def _check(processes: int, detectors: tuple[str, ...], relative_error: Callable) -> None:
+    cases = [
+        (detector, loss, dtype, parts)
+        for detector in detectors
+        for loss in EXACT
+        for parts in SPLITS[processes]
+        for dtype in TOLERANCES
+    ]
+    results = run_processes(processes, detector_parts, cases)
+    for case, *found in zip(cases, *results, strict=True):
+        detector, loss, dtype, parts = case
+        batch = [image for part in images_of(parts) for image in part]
+        losses, grads = step(detector, loss, dtype, batch)
+        for found_losses, found_grads in found:
+            assert found_losses.keys() == losses.keys()
+            for name, value in losses.items():
+                assert relative_error(found_losses[name], value) <= TOLERANCES[dtype], (case, name)
+            # The gradient of a bias before a normalisation is rounding and nothing else.
+            rounding = torch.finfo(dtype).eps * _norm(grads.values())
+            for name, grad in grads.items():
+                error, norm = (found_grads[name] - grad).norm(), grad.norm()
+                assert error <= TOLERANCES[dtype] * norm + rounding, (case, name, error, norm)
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([tensor.norm() for tensor in tensors]).norm()
+
+
+def test_losses_and_gradients_are_those_of_one_process(relative_error: Callable) -> None:
+    _check(2, ("retinanet_tiny", "faster_rcnn_tiny", "cascade_mask_rcnn_tiny"), relative_error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", SPLITS)
+def test_so_are_those_of_every_detector(processes: int, relative_error: Callable) -> None:
+    _check(processes, DETECTORS, relative_error)
