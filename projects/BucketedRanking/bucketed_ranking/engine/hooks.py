@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,17 @@ class KeepBest(hooks.BestCheckpointer):
 
 
 class WriteRows(hooks.PeriodicWriter):
-    """:class:`PeriodicWriter` that also writes after every evaluation, before it can be lost."""
+    """:class:`PeriodicWriter` that also writes after every evaluation, before it can be lost.
 
-    def __init__(self, writers: list[EventWriter], period: int, eval_period: int):
-        super().__init__(writers, period)
-        self.eval_period = eval_period
+    Its writers open their files when training starts: until then, resuming may write them anew.
+    """
+
+    def __init__(self, build: Callable[[], list[EventWriter]], period: int, eval_period: int):
+        super().__init__([], period)
+        self.build, self.eval_period = build, eval_period
+
+    def before_train(self) -> None:
+        self._writers = self.build()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -156,17 +163,15 @@ class KeepHistory(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.restored = state
 
-    def before_train(self) -> None:
-        for name, (values, _) in self.restored.items():
-            for value, iteration in values:
-                self.trainer.storage.histories()[name].update(value, iteration)
-
-    def put_last(self, iteration: int) -> None:
-        """Make the restored values of an iteration the latest ones, for writers to write."""
+    def restore(self, latest: bool) -> None:
+        """Put what was loaded into the storage; `latest`: for writers to write its last row."""
         storage = self.trainer.storage
         for name, (values, smooth) in self.restored.items():
-            if values[-1][1] == iteration:
-                storage.put_scalar(name, values[-1][0], smoothing_hint=smooth)
+            for value, iteration in values:
+                if latest and iteration == storage.iter:
+                    storage.put_scalar(name, value, smoothing_hint=smooth)
+                else:
+                    storage.histories()[name].update(value, iteration)
 
 
 class ProgressLine(HookBase):

@@ -139,7 +139,7 @@ class Trainer(DefaultTrainer):
             if self._console is not None:
                 title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
                 self._progress = ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console)
-            self._rows = WriteRows(self.build_writers(), WRITE_PERIOD, cfg.TEST.EVAL_PERIOD)
+            self._rows = WriteRows(self.build_writers, WRITE_PERIOD, cfg.TEST.EVAL_PERIOD)
         chosen = [
             SeedEachIteration(cfg.SEED),
             self.loss_profiler,
@@ -173,9 +173,10 @@ class Trainer(DefaultTrainer):
         evaluated yet, or not written its row of metrics.
         """
         super().before_train()
-        if comm.all_gather(self._step_is_unfinished)[0]:
-            self.iter = self.storage.iter = self.start_iter - 1
-            self._history.put_last(self.iter)
+        unfinished = comm.all_gather(self._step_is_unfinished)[0]
+        self.iter = self.storage.iter = self.start_iter - 1
+        self._history.restore(latest=unfinished)
+        if unfinished:
             for hook in (self._evaluation, self._best, self._rows):
                 if hook is not None:
                     hook.after_step()
@@ -206,11 +207,14 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Learning rate and other settings are those of the config, also where it has changed.
-        groups = self._trainer.optimizer.param_groups
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        optimizer = self._trainer.optimizer
+        settings = [
+            {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+        ]
         super().load_state_dict(state_dict)
         self.scheduler.base_lrs = [each["initial_lr"] for each in settings]
-        for group, own, lr in zip(groups, settings, self.scheduler.get_lr(), strict=True):
+        rates = self.scheduler.get_lr()
+        for group, own, lr in zip(optimizer.param_groups, settings, rates, strict=True):
             group.update(own, lr=lr)
         if "loss_normalizer" in state_dict:
             unwrap(self._trainer.model).loss_normalizer = state_dict["loss_normalizer"]
