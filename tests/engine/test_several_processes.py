@@ -20,6 +20,9 @@ from bucketed_ranking.errors import BucketRankError
 from bucketrank_cli.main import app
 from tests.small_detectors import NARROW
 
+# Every start takes seconds of two cores, and far more of a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 ITERATIONS, PERIOD = 60, 5
 TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
 
@@ -70,7 +73,7 @@ def wait_for(output: Path, iterations: int, process: subprocess.Popen) -> None:
 
 def ended(process: subprocess.Popen) -> int:
     """The exit code of a command of which nothing is left."""
-    code = process.wait(100)
+    code = process.wait(200)
     end = time.monotonic() + 10  # image workers notice within 5 s that their process was killed
     while left := group(process):
         assert time.monotonic() < end, left
