@@ -33,6 +33,7 @@ from .evaluation import write_results
 from .hooks import WARM_UP_ITERATIONS, TrainingInterruptedError
 from .loss_profiler import summarise_samples
 from .setup import default_config, flatten
+from .step import check_step_config
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -105,11 +106,11 @@ def is_finished(run_dir: Path, max_iter: int) -> bool:
 
 
 def images_per_ranking(cfg: CfgNode, processes: int) -> int:
-    """How many images one ranking spans: those of a batch, or those that one process has of it.
+    """How many images one ranking spans: those of a forward pass, of one process or of all.
 
     It decides what is optimised, and how long a loop takes.
     """
-    images = cfg.SOLVER.IMS_PER_BATCH
+    images = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
     return images if ranking_scope(cfg) == "global" else images // processes
 
 
@@ -177,6 +178,7 @@ def train(
         BucketRankError: the folder is not fit (see :func:`prepare_run`), or training diverged.
         TrainingInterruptedError: the user or the system stopped it; a checkpoint was saved.
     """
+    check_step_config(cfg, num_gpus)
     output = prepare_run(cfg, resume)
     if num_gpus > 1 and torch.cuda.device_count() < num_gpus:
         raise BucketRankError(
@@ -257,6 +259,7 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool) -> None:
         finally:
             record["iterations"] = min(trainer.iter, trainer.max_iter)
             record["ended"] = _now()
+            record["skipped_iterations"] = trainer.skipped
             record["unreadable_images"] = sorted(trainer.unreadable_images)
             write_results(output / RECORD, record)
         write_results(output / RESULTS, _results(cfg, trainer))

@@ -26,6 +26,7 @@ from .hooks import (
     unwrap,
 )
 from .loss_profiler import LossProfiler
+from .step import TrainingStep
 
 
 class Trainer(DefaultTrainer):
@@ -43,6 +44,10 @@ class Trainer(DefaultTrainer):
         if profile and comm.is_main_process():
             self.loss_profiler = LossProfiler(cfg.MODEL.DEVICE, cfg.SOLVER.MAX_ITER)
         super().__init__(cfg)
+        of_detectron2 = self._trainer
+        self._trainer = TrainingStep(
+            cfg, of_detectron2.model, of_detectron2.data_loader, of_detectron2.optimizer
+        )
         self.checkpointer = SafeCheckpointer(
             self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
@@ -119,7 +124,8 @@ class Trainer(DefaultTrainer):
         for module in self._trainer.model.modules():
             if isinstance(module, EpochBalance):
                 num_images = len(self._trainer.data_loader.loader.dataset)
-                module.epoch_iterations = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
+                images = self.cfg.SOLVER.IMS_PER_BATCH // self.cfg.SOLVER.ACCUMULATE
+                module.epoch_iterations = math.ceil(num_images / images)
                 if self.start_iter == 0:
                     module.reset()  # weights of another run may have brought its averages along
         if self.start_iter > 0:
@@ -131,6 +137,11 @@ class Trainer(DefaultTrainer):
     def unreadable_images(self) -> set[str]:
         """Training images that could not be read."""
         return self._trainer.data_loader.unreadable
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were left out for losses or gradients that were not finite."""
+        return self._trainer.skipped
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
