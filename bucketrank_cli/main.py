@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import configs, dataset, demo, doctor, evaluate, predict, profile_loss, table, train
+from . import configs, dataset, demo, doctor, evaluate, predict, profile_loss, replay, table, train
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -48,6 +48,7 @@ app.command("configs")(configs.configs)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("replay")(replay.replay)
 app.command("demo")(demo.demo)
 app.command("table")(table.table)
 app.command("profile-loss")(profile_loss.profile_loss)

@@ -1,11 +1,17 @@
 """`bucketrank train`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .options import ConfigOptions, Device, print_results, say
+
+
+class OnNan(StrEnum):
+    stop = "stop"
+    skip = "skip"
 
 
 def train(
@@ -54,6 +60,17 @@ def train(
         int | None, typer.Option(min=0, help="Seed of everything random; left out, a random one.")
     ] = None,
     device: Device = None,
+    amp: Annotated[
+        bool, typer.Option("--amp", help="Mixed precision: float16 on CUDA, else bfloat16.")
+    ] = False,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run each batch in so many parts, in the memory of one."),
+    ] = None,
+    on_nan: Annotated[
+        OnNan | None,
+        typer.Option(help="Where a loss or gradient is not finite: stop, or skip that step."),
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Measure how long the losses take, into results.json."),
@@ -67,6 +84,7 @@ def train(
     from bucketed_ranking.engine.processes import Processes, is_first_process
 
     cfg = setup.load_config(config, loss=loss, options=options or [], device=device)
+    setup.merge_options(cfg, _solver_options(amp, accumulate, on_nan))
     names = setup.choose_datasets(cfg, dataset, train_split, val_split)
     info, _ = setup.configure_datasets(cfg, *names)
     folder = output or setup.default_output(config, cfg)
@@ -107,3 +125,10 @@ def train(
             f"by others; {folder}/{run_folder.RECORD} names them."
         )
     say(f"Everything is in {folder}: results.json, log.txt, metrics.json, ...")
+
+
+def _solver_options(amp: bool, accumulate: int | None, on_nan: str | None) -> list[str]:
+    """The config keys of the options that were given."""
+    given = {"AMP.ENABLED": amp or None, "ACCUMULATE": accumulate, "ON_NAN": on_nan}
+    pairs = [(f"SOLVER.{key}", str(value)) for key, value in given.items() if value is not None]
+    return [word for pair in pairs for word in pair]

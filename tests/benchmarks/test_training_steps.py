@@ -1,18 +1,17 @@
 """Timing training steps without a data set."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from detectron2.engine import AMPTrainer, SimpleTrainer
 from rich.console import Console
 
-from bucketed_ranking.benchmarks import table, training_steps
+from bucketed_ranking.benchmarks import table
 from bucketed_ranking.benchmarks.training_steps import time_detectors
-from bucketed_ranking.engine.setup import load_config
 from bucketed_ranking.errors import BucketRankError
 from tests.small_detectors import NARROW
 
@@ -50,14 +49,11 @@ def test_every_loss_is_timed_once(tmp_path, capsys):
 
 
 def test_mixed_precision_is_what_is_timed(tmp_path):
-    amp = (*NARROW, "SOLVER.AMP.ENABLED", "True")
-    cfg = load_config("faster_rcnn_tiny", options=amp, device="cpu")
-    with pytest.raises(BucketRankError, match="needs a CUDA device"):
-        run(tmp_path, options=amp)
-    cfg.MODEL.DEVICE = "cuda:0"
-    assert training_steps.trainer_class(cfg) is AMPTrainer
-    cfg.SOLVER.AMP.ENABLED = False
-    assert training_steps.trainer_class(cfg) is SimpleTrainer
+    with mock.patch.object(torch, "autocast", wraps=torch.autocast) as autocast:
+        run(tmp_path, losses=("brs",), options=(*NARROW, "SOLVER.AMP.ENABLED", "True"))
+    modes = [call.kwargs.get("enabled") for call in autocast.call_args_list if call.args[1:]]
+    assert modes
+    assert all(modes)
 
 
 @pytest.mark.cuda

@@ -80,6 +80,14 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # How many of the newest checkpoints stay, beside the best and the final one; 0: all.
     cfg.SOLVER.CHECKPOINT_KEEP = 3
+    # Run the images of a step in so many parts, one after the other, and take the mean of their
+    # gradients: IMS_PER_BATCH, schedule and epochs stay, in the memory of one part. What spans a
+    # batch, a ranking and batch normalisation, then spans one part.
+    cfg.SOLVER.ACCUMULATE = 1
+    # What to do where a loss or gradient is not finite: "stop", or "skip" the update of that step.
+    cfg.SOLVER.ON_NAN = "stop"
+    # Training stops even so after so many skipped steps in a row.
+    cfg.SOLVER.MAX_SKIPPED = 10
 
 
 def apply_ranking_recipe(cfg: CfgNode) -> None:

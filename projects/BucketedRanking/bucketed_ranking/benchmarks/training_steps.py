@@ -6,13 +6,13 @@ No data set is needed: the detectors have random weights, the pictures are noise
 import itertools
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -24,6 +24,7 @@ from ..engine import runs, setup
 from ..engine.hooks import SeedEachIteration
 from ..engine.loss_profiler import measure_losses, summarise_samples
 from ..engine.run_records import Record, flat_run, share_of
+from ..engine.step import TrainingStep
 from ..engine.trainer import Trainer
 from ..errors import BucketRankError
 from ..zoo import available_configs
@@ -65,8 +66,8 @@ def time_detectors(
         steps: of each detector with each loss, after a warm-up.
 
     Raises:
-        BucketRankError: an unknown detector, loss or option, mixed precision without CUDA, or the
-            folder holds times of other pictures, batches or options.
+        BucketRankError: an unknown detector, loss or option, or the folder holds times of other
+            pictures, batches or options.
     """
     for loss in losses or ():
         setup.check_loss(loss)
@@ -113,9 +114,6 @@ def measure_training_steps(cfg: CfgNode, image_size: tuple[int, int], steps: int
 
     Returns:
         The state and costs of a record; peak memory is that of tensors on the GPU.
-
-    Raises:
-        BucketRankError: see :func:`trainer_class`.
     """
     step, samples = _time_steps(cfg, image_size, steps)
     seconds = median(step.seconds) if step.seconds else None
@@ -131,18 +129,22 @@ def measure_training_steps(cfg: CfgNode, image_size: tuple[int, int], steps: int
 def _time_steps(
     cfg: CfgNode, image_size: tuple[int, int], steps: int
 ) -> tuple[Timing, list[dict[str, float]]]:
-    make_trainer, device = trainer_class(cfg), torch.device(cfg.MODEL.DEVICE)
+    device = torch.device(cfg.MODEL.DEVICE)
     torch.manual_seed(_SEED)
     generator = torch.Generator().manual_seed(_SEED)
     cfg = cfg.clone()
     # The optimiser does all its work, but the weights, and with them the losses' input, stay.
     cfg.SOLVER.BASE_LR = 0.0
     step, samples = Timing("step"), []
-    with timing.skip_without_memory(step), EventStorage() as storage:
+    with (
+        timing.skip_without_memory(step),
+        tempfile.TemporaryDirectory() as cfg.OUTPUT_DIR,
+        EventStorage() as storage,
+    ):
         model = build_model(cfg).train()
         count = cfg.SOLVER.IMS_PER_BATCH
         batches = itertools.repeat([make_input(cfg, image_size, generator) for _ in range(count)])
-        trainer = make_trainer(model, batches, Trainer.build_optimizer(cfg, model))
+        trainer = TrainingStep(cfg, model, batches, Trainer.build_optimizer(cfg, model))
         trainer.register_hooks([SeedEachIteration(_SEED)])
         trainer.storage, trainer.iter = storage, 0
 
@@ -163,17 +165,6 @@ def _time_steps(
                 call()
             samples.append(sample)
     return step, samples
-
-
-def trainer_class(cfg: CfgNode) -> type[SimpleTrainer]:
-    """What takes the steps, as in training: mixed precision with SOLVER.AMP.ENABLED.
-
-    Raises:
-        BucketRankError: mixed precision without CUDA.
-    """
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise BucketRankError("SOLVER.AMP.ENABLED, mixed precision, needs a CUDA device.")
-    return AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
 
 
 def make_input(cfg: CfgNode, image_size: tuple[int, int], generator: torch.Generator) -> dict:

@@ -30,6 +30,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
+def seed_iteration(seed: int, rank: int, iteration: int) -> None:
+    """Seed every random number generator by what is given."""
+    key = [seed, rank, iteration]
+    seed_all_rng(int(np.random.SeedSequence(key).generate_state(1)[0]) // 2)
+
+
 class SeedEachIteration(HookBase):
     """Seeds every random number generator by (seed, rank, iteration).
 
@@ -41,8 +47,7 @@ class SeedEachIteration(HookBase):
         self.seed = seed
 
     def before_step(self) -> None:
-        key = [self.seed, comm.get_rank(), self.trainer.iter]
-        seed_all_rng(int(np.random.SeedSequence(key).generate_state(1)[0]) // 2)
+        seed_iteration(self.seed, comm.get_rank(), self.trainer.iter)
 
 
 class KeepCheckpoints(HookBase):

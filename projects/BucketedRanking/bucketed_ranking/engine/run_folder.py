@@ -52,6 +52,8 @@ _MAY_CHANGE = (
     "SOLVER.CLIP_GRADIENTS.",
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.CHECKPOINT_KEEP",
+    "SOLVER.ON_NAN",
+    "SOLVER.MAX_SKIPPED",
 )
 
 
@@ -238,11 +240,11 @@ def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:
 
 
 def images_per_ranking(cfg: CfgNode, processes: int) -> int:
-    """How many images one ranking spans: those of a batch, or those that one process has of it.
+    """How many images one ranking spans: those of a forward pass, of one process or of all.
 
     It decides what is optimised, and how long a loop takes.
     """
-    images = cfg.SOLVER.IMS_PER_BATCH
+    images = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
     return images if ranking_scope(cfg) == "global" else images // processes
 
 

@@ -47,6 +47,7 @@ from .run_folder import (
     read_json,
 )
 from .run_logging import run_logging
+from .step import check_step_config
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ def scale_to_processes(cfg: CfgNode, processes: Processes) -> CfgNode:
         images_per_process(cfg, reference)
     cfg = DefaultTrainer.auto_scale_workers(cfg, total)
     images_per_process(cfg, total)
+    check_step_config(cfg, total)
     return cfg
 
 
@@ -212,6 +214,7 @@ def _train(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None
         finally:
             record["iterations"] = min(trainer.iter, trainer.max_iter)
             record["ended"] = _now()
+            record["skipped_iterations"] = trainer.skipped
             write_results(output / RECORD, record)
         results = _results(cfg, trainer, len(record["unreadable_images"]))
         write_results(output / RESULTS, results)

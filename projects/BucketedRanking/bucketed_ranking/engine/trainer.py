@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
@@ -34,6 +34,7 @@ from .hooks import (
 from .loss_profiler import LossProfiler
 from .processes import StopRequest
 from .run_folder import rewind_metrics
+from .step import TrainingStep
 
 
 class Trainer(DefaultTrainer):
@@ -66,8 +67,7 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
             model = DistributedDataParallel(model, devices, broadcast_buffers=False)
-        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = kind(model, self.build_train_loader(cfg), optimizer)
+        self._trainer = TrainingStep(cfg, model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self._step_is_unfinished = False
@@ -187,7 +187,8 @@ class Trainer(DefaultTrainer):
         for module in self._trainer.model.modules():
             if isinstance(module, EpochBalance):
                 num_images = len(self._trainer.data_loader.loader.dataset)
-                module.epoch_iterations = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
+                images = self.cfg.SOLVER.IMS_PER_BATCH // self.cfg.SOLVER.ACCUMULATE
+                module.epoch_iterations = math.ceil(num_images / images)
                 if self.start_iter == 0:
                     module.reset()  # weights of another run may have brought its averages along
         if self.start_iter > 0:
@@ -198,6 +199,11 @@ class Trainer(DefaultTrainer):
     def unreadable_images(self) -> list[str]:
         """Training images that a process could not read; every process must ask."""
         return sorted(set().union(*comm.all_gather(self._trainer.data_loader.unreadable)))
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were left out for losses or gradients that were not finite."""
+        return self._trainer.skipped
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

@@ -190,6 +190,12 @@ class RankingCascadeROIHeads(_UnsampledROIHeads, CascadeROIHeads):
         ]
         return ret
 
+    def _create_proposals_from_boxes(self, boxes, image_sizes):
+        """See :meth:`CascadeROIHeads._create_proposals_from_boxes`; a box that is not finite is an
+        empty one, as in :meth:`RankingRPN.predict_proposals`."""
+        boxes = [each.detach().nan_to_num(0, 0, 0) for each in boxes]
+        return super()._create_proposals_from_boxes(boxes, image_sizes)
+
     def _match_and_label_boxes(self, proposals, stage, targets):
         """See :meth:`CascadeROIHeads._match_and_label_boxes`."""
         if self.proposal_append_gt:

@@ -2,6 +2,7 @@
 
 import torch
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 
 from .ranking import RankingHead, build_criterion
 
@@ -20,6 +21,22 @@ class RankingRPN(RankingHead, RPN):
 
     def _subsample_labels(self, label):
         return label
+
+    @torch.no_grad()
+    def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
+        """See :meth:`RPN.predict_proposals`; drops boxes that are not finite, where Detectron2
+        raises: the losses say so, and in one ranking of several processes all must compute them.
+        """
+        return find_top_rpn_proposals(
+            self._decode_proposals(anchors, pred_anchor_deltas),
+            pred_objectness_logits,
+            image_sizes,
+            self.nms_thresh,
+            self.pre_nms_topk[self.training],
+            self.post_nms_topk[self.training],
+            self.min_box_size,
+            training=False,
+        )
 
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """See :meth:`RPN.losses`; the losses are those of :class:`RankingCriterion`."""
