@@ -49,8 +49,10 @@ def train_in_parallel(rank: int, output: str) -> dict[str, dict]:
 
 
 def parallel_batches() -> list[tuple[list[dict], list[dict]]]:
-    """Two images for each of two processes and seven steps. One of step 1 is bad, and one of each step from
-    3 on, on process 0 or 1."""
+    """Two images for each of two processes, for seven steps.
+
+    One of step 1 is bad, and one of each step from 3 on, on process 0 or 1.
+    """
     batches = []
     for number in range(7):
         parts = [named_batch(f"{number}-{rank}", f"{number}-{rank + 2}") for rank in range(2)]
