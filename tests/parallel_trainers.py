@@ -1,4 +1,4 @@
-"""Training steps with images that are named, some of them not finite, in one process or two."""
+"""Training steps on named images, some of them not finite, in one process or two."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from torch import nn
 
 from bucketed_ranking.engine.step import NonFiniteError, TrainingStep
 from bucketed_ranking.engine.trainer import Trainer
-from bucketed_ranking.modeling.ranking import LOSS_NAMES
 from tests.small_detectors import narrow_config, random_batch
+
+LOSSES = ("rs-exact", "score")
 
 
 def named_batch(*names: str) -> list[dict]:
@@ -41,20 +42,34 @@ def build_step(
     return TrainingStep(cfg, wrapped, batches, optimizer)
 
 
-def step_in_parallel(rank: int, output: str, loss: str) -> dict:
-    """Steps of one of two processes, in two parts each, until three in a row are bad.
+def train_in_parallel(rank: int, output: str) -> dict[str, dict]:
+    """:func:`train_until_it_stops` on one of two processes, by loss."""
+    batches = [part[rank] for part in parallel_batches()]
+    return {loss: train_until_it_stops(f"{output}/{loss}", batches, loss) for loss in LOSSES}
 
-    Step 1 has a bad image on process 0, and the three from 3 on on one or the other.
+
+def parallel_batches() -> list[tuple[list[dict], list[dict]]]:
+    """Two images for each of two processes, for seven steps.
+
+    One of step 1 is bad, and one of each step from 3 on, on process 0 or 1.
     """
     batches = []
-    for iteration in range(7):
-        images = named_batch(*(f"{iteration}-{rank + 2 * part}" for part in range(2)))
-        if (iteration, rank) in {(1, 0), (3, 1), (4, 0), (5, 1)}:
-            images[1] = bad_image("bad")
-        batches.append(images)
-    scope = ["MODEL.RANKING.SCOPE", "global"] if loss in LOSS_NAMES else []
-    how = ["SOLVER.ACCUMULATE", "2", "SOLVER.ON_NAN", "skip", "SOLVER.MAX_SKIPPED", "3"]
-    step = build_step(Path(output), batches, "retinanet_tiny", loss, *how, *scope)
+    for number in range(7):
+        parts = [named_batch(f"{number}-{rank}", f"{number}-{rank + 2}") for rank in range(2)]
+        if number == 1 or number > 2:
+            parts[number % 2 == 0][1] = bad_image("bad")
+        batches.append((parts[0], parts[1]))
+    return batches
+
+
+def train_until_it_stops(output: str, batches: list[list[dict]], loss: str) -> dict:
+    """Steps in two parts each, until three in a row are bad."""
+    how = [
+        "MODEL.RESNETS.NORM", "LN", "MODEL.FPN.NORM", "LN", "SOLVER.ACCUMULATE", "2",
+        "SOLVER.ON_NAN", "skip", "SOLVER.MAX_SKIPPED", "3",
+        "MODEL.RANKING.SCOPE", "global", "SOLVER.BASE_LR", "0.001",
+    ]  # fmt: skip
+    step = build_step(Path(output), batches, "retinanet_tiny", loss, *how)
     with EventStorage() as storage:
         try:
             for step.iter in range(len(batches)):
@@ -62,5 +77,5 @@ def step_in_parallel(rank: int, output: str, loss: str) -> dict:
                 step.run_step()
         except NonFiniteError:
             stopped = step.iter
-    weights = [parameter.sum().item() for parameter in step.model.parameters()]
+    weights = torch.cat([parameter.detach().flatten() for parameter in step.model.parameters()])
     return {"weights": weights, "skipped": step.skipped, "stopped": stopped}

@@ -10,8 +10,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from bucketed_ranking.balance import FIRST_FACTOR
+from bucketed_ranking.engine import runs
 from bucketed_ranking.engine.failed_step import as_image, as_plain, load_step
 from bucketed_ranking.engine.replay import replay
+from bucketed_ranking.engine.setup import configure_datasets, load_config
 from bucketed_ranking.engine.step import (
     NonFiniteError,
     TrainingStep,
@@ -20,9 +23,16 @@ from bucketed_ranking.engine.step import (
     check_step_config,
 )
 from bucketed_ranking.errors import BucketRankError
-from tests.parallel_trainers import bad_image, build_step, named_batch, step_in_parallel
+from tests.parallel_trainers import (
+    bad_image,
+    build_step,
+    named_batch,
+    parallel_batches,
+    train_in_parallel,
+    train_until_it_stops,
+)
 from tests.processes import run_processes
-from tests.small_detectors import narrow_config, random_batch
+from tests.small_detectors import NARROW, narrow_config, random_batch
 
 LOSSES = ("score", "brs", "ap", "alrp-exact", "rs-exact")
 DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
@@ -200,12 +210,76 @@ def test_keys_that_cannot_be_honoured_are_told(options, processes, message):
         check_step_config(narrow_config("retinanet_tiny", "brs", *options), processes)
 
 
-@pytest.mark.parametrize("loss", ["rs-exact", "score"])
-def test_several_processes_agree(tmp_path, loss):
-    first, second = run_processes(2, step_in_parallel, str(tmp_path), loss)
-    assert first == second, "weights, counts and the step that stopped"
-    assert first["skipped"] == 4
-    assert first["stopped"] == 5
-    found = replay(tmp_path / "nan" / "iteration_0000003.pth", "cpu")
-    assert found.images == ["3-0.jpg", "3-2.jpg", "3-1.jpg", "bad.jpg"]
-    assert math.isnan(sum(found.losses.values()))
+def test_several_processes_agree_and_do_what_one_does(tmp_path):
+    found = run_processes(2, train_in_parallel, str(tmp_path))
+    for loss in found[0]:
+        first, second = (each[loss] for each in found)
+        assert torch.equal(first["weights"], second["weights"])
+        for each in (first, second):
+            assert (each["skipped"], each["stopped"]) == (4, 5)
+        step = replay(tmp_path / loss / "nan" / "iteration_0000003.pth", "cpu")
+        assert step.images == ["3-0.jpg", "bad.jpg", "3-1.jpg", "3-3.jpg"]
+        assert math.isnan(sum(step.losses.values()))
+    # The parts of one process hold what those of two hold together.
+    together = [
+        [x for pair in zip(*parts, strict=True) for x in pair] for parts in parallel_batches()
+    ]
+    one = train_until_it_stops(str(tmp_path / "one"), together, "rs-exact")
+    torch.testing.assert_close(found[0]["rs-exact"]["weights"], one["weights"])
+    assert (one["skipped"], one["stopped"]) == (4, 5)
+
+
+def test_float16_gradients_that_overflow_are_the_scalers_business(tmp_path):
+    step = build_step(tmp_path, [named_batch("a")] * 20, "retinanet_tiny", "brs")
+    step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = weights_of(step)
+    bias = step.model.head.bbox_pred.bias
+    overflow = bias.register_hook(lambda grad: grad * torch.inf)
+    train(step, 1)
+    assert (step.grad_scaler.get_scale(), step.skipped) == (4.0, 0)
+    assert torch.equal(bias, before["head.bbox_pred.bias"])
+    overflow.remove()
+    train(step, 1)
+    assert not torch.equal(bias, before["head.bbox_pred.bias"])
+    assert step.state_dict()["grad_scaler"]["scale"] == 4.0
+    # But it does not go on for ever.
+    bias.register_hook(lambda grad: grad * torch.nan)
+    with pytest.raises(NonFiniteError, match="gradients of 1 parameters are not"):
+        train(step, 4)
+    assert step.grad_scaler.get_scale() == 0.5
+
+
+@pytest.mark.usefixtures("blobs")
+def test_a_run_in_parts_and_mixed_precision_resumes_exactly(tmp_path, monkeypatch):
+    def config(name):
+        options = [
+            *NARROW, "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3",
+            "SOLVER.ACCUMULATE", "2", "SOLVER.AMP.ENABLED", "True",
+        ]  # fmt: skip
+        cfg = load_config("retinanet_tiny", loss="alrp-exact", options=options, device="cpu")
+        configure_datasets(cfg, "blobs_train", "blobs_val")
+        cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path / name), 11
+        return cfg
+
+    runs.train(config("whole"))
+    step = TrainingStep.run_step
+
+    def killed(self):
+        if self.iter == 4:
+            raise RuntimeError("power cut")
+        step(self)
+
+    monkeypatch.setattr(TrainingStep, "run_step", killed)
+    with pytest.raises(RuntimeError, match="power cut"):
+        runs.train(config("cut"))
+    monkeypatch.undo()
+    runs.train(config("cut"), resume=True)
+    whole, cut = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+        for name in ("whole", "cut")
+    )
+    # One epoch is 12 forward passes of one image each, and so were the 6 steps.
+    assert cut["balance.iterations"] == 0
+    assert cut["balance.factor"] != FIRST_FACTOR
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name

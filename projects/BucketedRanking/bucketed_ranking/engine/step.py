@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ class TrainingStep(SimpleTrainer):
         data_time = time.perf_counter() - start
 
         before = ForwardState(self.model)
+        self.guard.problem = None
         self.optimizer.zero_grad()
         losses = accumulate_gradients(self.model, batch, self.cfg, self.grad_scaler)
         self.after_backward()
@@ -147,17 +149,19 @@ class TrainingStep(SimpleTrainer):
         own = torch.stack([value.float() for value in (*losses.values(), self._largest_gradient())])
         *values, gradient = own.tolist()
         own_losses = dict(zip(losses, values, strict=True))
-        each = comm.all_gather((own_losses, data_time, self.guard.problem))
-        found = mean_losses([losses for losses, _, _ in each])
-        finite_gradient = math.isfinite(gradient) or self._scaler_reacts()
-        if all(map(math.isfinite, found.values())) and finite_gradient:
-            self._put_metrics(found, data_time, max(seconds for _, seconds, _ in each))
+        # From here on all processes know the same, and so do the same.
+        all_losses, gradients, times, problems = zip(
+            *comm.all_gather((own_losses, gradient, data_time, self.guard.problem)), strict=True
+        )
+        found = mean_losses(all_losses)
+        finite = all(map(math.isfinite, found.values()))
+        if finite and (all(map(math.isfinite, gradients)) or self._scaler_reacts()):
+            self._put_metrics(found, data_time, max(times))
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
             self.skipped_in_a_row = 0
         else:
             before.restore()
-            problems = [problem for _, _, problem in each if problem is not None]
             self._leave_out(batch, found, self._what_is_wrong(found, problems))
 
     def _largest_gradient(self) -> Tensor:
@@ -196,10 +200,11 @@ class TrainingStep(SimpleTrainer):
                 "Iteration %d was skipped (%d in all): %s", self.iter, self.skipped, message
             )
 
-    def _what_is_wrong(self, losses: dict[str, float], problems: list[str]) -> str:
+    def _what_is_wrong(self, losses: dict[str, float], problems: Sequence[str | None]) -> str:
+        said = "".join(f" ({problem})" for problem in problems if problem is not None)
         terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         if not all(map(math.isfinite, losses.values())):
-            return f"The loss is not finite: {terms}{f' ({problems[0]})' if problems else ''}."
+            return f"The loss is not finite: {terms}{said}."
         wrong = non_finite_gradients(unwrap(self.model))
         return (
             f"The losses are finite ({terms}), but the gradients of {len(wrong)} parameters are "
@@ -268,7 +273,7 @@ def accumulate_gradients(
     return means
 
 
-def mean_losses(each: list[dict[str, float]]) -> dict[str, float]:
+def mean_losses(each: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over processes; NaN where one lacks a loss, as its forward pass failed or another's."""
     names = dict.fromkeys(name for losses in each for name in losses)
     return {name: float(np.mean([o.get(name, math.nan) for o in each])) for name in names}
