@@ -12,6 +12,8 @@ from .fields import file_name, integer, is_box, is_number, mask_area, short, val
 from .images import ImageFacts
 
 MAX_EXAMPLES = 5
+# 16-bit pictures with no value from here on hold 12 bits or fewer: 16 of 256 grey levels are left.
+_DARK = 4096
 
 Severity = Literal["error", "warning", "note"]
 
@@ -19,7 +21,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unreadable JSON": ("error", "nothing can be read"),
     "malformed category": ("error", "the category is left out"),
     "duplicate category id": ("error", "the first one stands"),
-    "duplicate category name": ("warning", "both are kept"),
+    "duplicate category name": ("warning", "both are kept, the later one as 'NAME (id N)'"),
     "malformed image record": ("error", "the picture is skipped"),
     "duplicate image id": ("error", "the first one stands"),
     "image id of several files": ("error", "the pictures and their annotations are skipped"),
@@ -27,6 +29,8 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unreadable image": ("error", "the picture is skipped"),
     "image size differs": ("error", "the picture is skipped"),
     "turned by EXIF": ("note", "boxes must fit the turned picture"),
+    "16-bit picture": ("note", "its values become 8 bits; 65535 is white"),
+    "dark 16-bit picture": ("warning", "it is used as it is; spread its values up to 65535"),
     "malformed annotation": ("error", "the annotation is skipped"),
     "unknown image id": ("error", "the annotation is skipped"),
     "unknown category id": ("error", "the annotation is skipped"),
@@ -144,8 +148,11 @@ class DatasetCleaner:
         name, key = str(record["name"]), str(number)
         if key in self._categories:
             raise _UnusableError("duplicate category id", f"id {number}: '{name}'")
-        if any(category["name"] == name for category in self._categories.values()):
+        names = {category["name"] for category in self._categories.values()}
+        if name in names:  # results are kept by name
             self._note("duplicate category name", f"id {number}: '{name}'")
+            while name in names:
+                name = f"{name} (id {number})"
         self._categories[key] = {**record, "id": number, "name": name}
         return self._categories[key]
 
@@ -175,6 +182,10 @@ class DatasetCleaner:
             )
         if facts.turned:
             self._note("turned by EXIF", f"'{name}'")
+        if facts.deep:
+            self._note("16-bit picture", f"'{name}'")
+        if facts.brightest is not None and facts.brightest < _DARK:
+            self._note("dark 16-bit picture", f"'{name}': brightest value {facts.brightest}")
         image = {**record, "file_name": name, "width": facts.width, "height": facts.height}
         self._images[key] = image
         return image
