@@ -283,7 +283,7 @@ def test_masks_of_a_box_data_set_do_not_cost_boxes(make: Make) -> None:
 
 def test_crowds_stay_crowds_and_ignored_ones_become_crowds(make: Make) -> None:
     def edit(content: dict[str, Any]) -> None:
-        counts = {"counts": [1200], "size": [30, 40]}
+        counts = {"counts": [0, 1200], "size": [30, 40]}
         content["annotations"][0].update(iscrowd=1, segmentation=counts)
         content["annotations"][1]["ignore"] = 1
 
@@ -291,7 +291,7 @@ def test_crowds_stay_crowds_and_ignored_ones_become_crowds(make: Make) -> None:
     assert _kinds(entry) == {"ignore flag": 1}
     annotations = _clean(entry)["annotations"]
     assert [annotation["iscrowd"] for annotation in annotations[:3]] == [1, 1, 0]
-    assert annotations[0]["segmentation"] == {"counts": [1200], "size": [30, 40]}
+    assert annotations[0]["segmentation"] == {"counts": [0, 1200], "size": [30, 40]}
     assert "ignore" not in annotations[1]
 
 

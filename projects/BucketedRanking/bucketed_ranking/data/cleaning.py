@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .entries import DatasetEntry
-from .fields import file_name, integer, is_box, is_number, mask_area, short, valid_mask
+from .fields import file_name, integer, is_box, is_number, short
 from .images import ImageFacts
+from .masks import mask_area, valid_mask
 
 MAX_EXAMPLES = 5
 # 16-bit pictures with no value from here on hold 12 bits or fewer: 16 of 256 grey levels are left.
