@@ -38,7 +38,8 @@ def train(
     ] = False,
     num_gpus: Annotated[int, typer.Option(min=1, help="GPUs, one process each.")] = 1,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of everything random; left out, a random one.")
+        int | None,
+        typer.Option(min=0, max=2**31 - 1, help="Seed of everything random; else a random one."),
     ] = None,
     device: Device = None,
     profile: Annotated[

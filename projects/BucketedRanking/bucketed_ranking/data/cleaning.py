@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .entries import DatasetEntry
-from .fields import file_name, integer, is_box, is_number, short
+from .fields import file_name, identity, integer, is_box, is_number, short
 from .images import ImageFacts
 from .masks import mask_area, valid_mask
 
@@ -88,10 +88,10 @@ class DatasetCleaner:
         self._images: dict[str, dict[str, Any] | None] = {}  # None: skipped
         self._seen: set[tuple[Any, ...]] = set()
         categories = self._usable(content["categories"], self._category)
-        self._names: dict[str, set[str]] = defaultdict(set)  # files by image id
+        self._names: dict[str | None, set[str]] = defaultdict(set)  # files by image id
         for record in content["images"]:
             if (name := file_name(record)) is not None:
-                self._names[str(record.get("id"))].add(name)
+                self._names[identity(record.get("id"))].add(name)
         images = self._usable(content["images"], self._image)
         if len({type(image["id"]) for image in images}) > 1:
             for image in images:
@@ -108,6 +108,8 @@ class DatasetCleaner:
         for key in ("categories", "images", "annotations"):
             if not self.clean[key]:
                 self._note("nothing usable", f"no usable {key}")
+        if annotations and all(annotation["iscrowd"] for annotation in annotations):
+            self._note("nothing usable", "no objects: every annotation is a crowd")
 
     def complaint(self) -> str:
         """One sentence that says why nothing is left, and what to do."""
@@ -159,9 +161,9 @@ class DatasetCleaner:
 
     def _image(self, record: Any, index: int) -> dict[str, Any]:
         name = file_name(record)
-        if name is None or not isinstance(record.get("id"), int | str):
+        key = None if name is None else identity(record.get("id"))
+        if name is None or key is None:
             raise _UnusableError("malformed image record", f"images[{index}]: {short(record)}")
-        key = str(record["id"])
         if len(self._names[key]) > 1:  # whose the annotations are, nobody can tell
             self._images[key] = None
             raise _UnusableError("image id of several files", f"id {key}: '{name}'")
@@ -187,7 +189,8 @@ class DatasetCleaner:
             self._note("16-bit picture", f"'{name}'")
         if facts.brightest is not None and facts.brightest < _DARK:
             self._note("dark 16-bit picture", f"'{name}': brightest value {facts.brightest}")
-        image = {**record, "file_name": name, "width": facts.width, "height": facts.height}
+        size = {"width": facts.width, "height": facts.height}
+        image = {**record, "id": _plain(record["id"]), "file_name": name, **size}
         self._images[key] = image
         return image
 
@@ -195,17 +198,20 @@ class DatasetCleaner:
         known = isinstance(record, dict) and {"image_id", "category_id"} <= set(record)
         if not known or not is_box(record.get("bbox")):
             raise _UnusableError("malformed annotation", short(record))
-        place = f"annotation {record.get('id')}"
-        image_key, category_key = str(record["image_id"]), str(record["category_id"])
+        place = f"annotation {short(record.get('id'))}"
+        image_key, category_key = identity(record["image_id"]), identity(record["category_id"])
         if image_key not in self._images:
-            raise _UnusableError("unknown image id", f"{place}: image_id {image_key}")
+            raise _UnusableError(
+                "unknown image id", f"{place}: image_id {short(record['image_id'])}"
+            )
         image = self._images[image_key]
         if image is None:
             raise _UnusableError("annotation of a skipped image", "")
         place += f" in '{image['file_name']}'"
         category = self._categories.get(category_key)
         if category is None:
-            raise _UnusableError("unknown category id", f"{place}: category_id {category_key}")
+            given = short(record["category_id"])
+            raise _UnusableError("unknown category id", f"{place}: category_id {given}")
         place += f", {category['name']}: box {short(record['bbox'])}"
         box = self._clipped(record["bbox"], image, place)
         # The same annotation, id and all, is a copy; without an id it may be another object.
@@ -275,6 +281,11 @@ class DatasetCleaner:
                 number, fresh = fresh, fresh + 1
             annotation["id"] = number
             taken.add(number)
+
+
+def _plain(number: Any) -> int | str:
+    """An id as JSON should have it: text as it is, any number as a whole one."""
+    return number if isinstance(number, str) else int(number)
 
 
 def _hint(folder: Path, name: str) -> str:

@@ -21,13 +21,22 @@ def file_name(image: Any) -> str | None:
 
 
 def integer(value: Any) -> int | None:
-    """A whole number, also one written as text or with a decimal point; None for anything else."""
+    """A whole number of 64 bits, also one written as text or with a decimal point; else None."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return int(value) if float(value) == int(float(value)) else None
+        number = int(value) if float(value) == int(float(value)) else None
     except (ValueError, OverflowError):
         return None
+    return number if number is None or abs(number) < 2**62 else None
+
+
+def identity(value: Any) -> str | None:
+    """What tells ids apart: equal for 1, "1" and 1.0; None for what is no id."""
+    if isinstance(value, str):
+        return value
+    number = integer(value)
+    return None if number is None else str(number)
 
 
 def is_number(value: Any) -> bool:

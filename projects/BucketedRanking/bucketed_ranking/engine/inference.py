@@ -21,11 +21,19 @@ from ..data.draw import LabelledBox, draw_boxes, draw_masks
 from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
 from ..errors import BucketRankError
+from ..zoo import find_config
 from .checkpoint import SafeCheckpointer
 from .evaluation import evaluate_model, write_results
 from .mapper import UNREADABLE, read_image
 from .runs import RECORD, RESULTS, is_run, read_json, run_logging
-from .setup import default_config, load_config, merge_options, set_num_classes
+from .setup import (
+    check_values,
+    default_config,
+    load_config,
+    merge_file,
+    merge_options,
+    set_num_classes,
+)
 
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3
@@ -68,8 +76,9 @@ def load_detector(
             "`bucketrank train`."
         )
     cfg = default_config()
-    cfg.merge_from_file(str(path / "config.yaml"), allow_unsafe=False)
+    merge_file(cfg, path / "config.yaml")
     merge_options(cfg, options)
+    check_values(cfg)
     cfg.MODEL.DEVICE = choose_device(device)
     return build_detector(cfg, weights or str(newest_checkpoint(path)), path)
 
@@ -110,11 +119,19 @@ def load_for_evaluation(
     if Path(source).is_dir():
         detector = load_detector(source, weights=weights, **how)
         return detector, split or detector.cfg.DATASETS.TEST[0]
-    cfg = load_config(source, **how)
+    try:
+        path = find_config(source)
+    except BucketRankError as error:
+        raise BucketRankError(
+            f"There is neither a run's folder nor a config called {source}; `bucketrank configs` "
+            "lists the configs."
+        ) from error
     if split is None or weights is None:
         raise BucketRankError(
-            f"To evaluate the config {source}, name a data set (--dataset) and weights (--weights)."
+            f"There is no run's folder {source}; to evaluate the config {path.name}, name a data "
+            "set (--dataset) and weights (--weights)."
         )
+    cfg = load_config(source, **how)
     set_num_classes(cfg, register(split).num_classes)
     return build_detector(cfg, weights), split
 
