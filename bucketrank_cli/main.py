@@ -9,11 +9,15 @@ import typer
 from typer.core import TyperGroup
 
 from . import configs, dataset, demo, doctor, evaluate, predict, profile_loss, replay, table, train
+from .options import ConfigCommand
 
 USER_ERROR = 2
 INTERRUPTED = 130
-# What the machine refuses: no permission, a read-only or full disk.
-_MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+# What the machine refuses: no permission, a read-only or full disk, a file in place of a folder.
+_MENDABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+    errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 
 
 class CommandGroup(TyperGroup):
@@ -45,13 +49,13 @@ app = typer.Typer(
 
 app.add_typer(dataset.app, name="dataset")
 app.command("configs")(configs.configs)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
+app.command("train", cls=ConfigCommand)(train.train)
+app.command("eval", cls=ConfigCommand)(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("replay")(replay.replay)
-app.command("demo")(demo.demo)
-app.command("table")(table.table)
-app.command("profile-loss")(profile_loss.profile_loss)
+app.command("demo", cls=ConfigCommand)(demo.demo)
+app.command("table", cls=ConfigCommand)(table.table)
+app.command("profile-loss", cls=ConfigCommand)(profile_loss.profile_loss)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,10 +1,14 @@
 """Options and output that several commands share."""
 
 import math
+import re
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+_NEGATIVE = re.compile(r"-\.?\d")
 
 Device = Annotated[
     str | None,
@@ -16,6 +20,23 @@ ConfigOptions = Annotated[
         metavar="[KEY VALUE]...", help="Detectron2 config keys, such as SOLVER.MAX_ITER 2000."
     ),
 ]
+
+
+class ConfigCommand(TyperCommand):
+    """A command with KEY VALUE pairs, of which a value may be a negative number.
+
+    Click takes any word that begins with a hyphen for an option.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        before = ["-", *args]
+        return super().parse_args(
+            ctx,
+            [
+                f" {word}" if _NEGATIVE.match(word) and not previous.startswith("-") else word
+                for previous, word in zip(before, args, strict=False)
+            ],
+        )
 
 
 class Format(StrEnum):

@@ -57,7 +57,8 @@ def train(
         str, typer.Option(help="Where machines meet, such as tcp://10.0.0.1:29500.")
     ] = "auto",
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of everything random; left out, a random one.")
+        int | None,
+        typer.Option(min=0, max=2**31 - 1, help="Seed of everything random; else a random one."),
     ] = None,
     device: Device = None,
     amp: Annotated[

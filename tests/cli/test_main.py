@@ -49,6 +49,35 @@ def test_what_the_machine_refuses_is_a_sentence_too():
     assert isinstance(run_raising(FileNotFoundError("a bug")).exception, FileNotFoundError)
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_is_a_file_or_lies_under_one_is_told(tmp_path, place):
+    pytest.importorskip("detectron2", reason="detectron2 is not installed")
+    (tmp_path / "file").touch()
+    result = run_in_process("train", "retinanet_tiny", "--dataset", "shapes", "--output",
+                            str(tmp_path / place))  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert "Not a directory" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SOLVER.MAX_ITER", "-5"], "SOLVER.MAX_ITER is -5; it must be 1 or more"),
+        (["SOLVER.BASE_LR", "-.5"], "SOLVER.BASE_LR is -0.5; it must be 0 or more"),
+        (["--seed", "-5"], "--seed"),
+        (["--seed", str(10**23)], "--seed"),
+        (["-5"], "-5"),
+        (["SOLVER.MAX_ITER", "--bogus"], "--bogus"),
+    ],
+)
+def test_negative_numbers_are_values_and_no_options(arguments, message):
+    pytest.importorskip("detectron2", reason="detectron2 is not installed")
+    result = CliRunner().invoke(entry.app, ["train", "retinanet_tiny", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
 def test_a_package_that_is_not_installed_is_named_with_how_to_get_it():
     result = run_raising(ModuleNotFoundError("No module named 'cv9.x'", name="cv9.x"))
     assert result.exit_code == 2

@@ -134,6 +134,53 @@ def test_ids_given_as_text_match_numbers(make: Make) -> None:
     assert (first["image_id"], first["category_id"]) == (1, 3)
 
 
+def test_ids_with_a_decimal_point_match_whole_numbers(make: Make) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for record in content["images"][:5]:
+            record["id"] = float(record["id"])
+        for annotation in content["annotations"][::2]:
+            annotation["image_id"] = float(annotation["image_id"])
+            annotation["category_id"] = float(annotation["category_id"])
+
+    entry = make(edit)
+    assert check_dataset(entry).ok
+    clean = _clean(entry)
+    assert {type(image["id"]) for image in clean["images"]} == {int}
+    assert {annotation["image_id"] for annotation in clean["annotations"]} == set(range(1, 11))
+
+
+@pytest.mark.parametrize("number", [10**400, 2**63, True, 1.5, None, [1]])
+def test_what_is_no_id_of_64_bits_is_malformed(make: Make, number: Any) -> None:
+    assert _kinds(make(lambda content: content["images"][0].update(id=number))) == {
+        "malformed image record": 1,
+        "unknown image id": 2,
+    }
+
+
+def test_only_crowds_are_nothing_to_train_on(make: Make) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = 1
+
+    with pytest.raises(BucketRankError, match="no objects: every annotation is a crowd"):
+        clean_dataset(make(edit))
+
+
+def test_deeply_nested_json_is_told(make: Make) -> None:
+    entry = make()
+    entry.json.write_text('{"images": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    assert _kinds(entry) == {"unreadable JSON": 1}
+    with pytest.raises(BucketRankError, match="nested too deeply"):
+        clean_dataset(entry)
+
+
+def test_one_picture_cannot_be_parted(home: Path, write_coco: Writer) -> None:
+    path, images = write_coco(images=1)
+    with pytest.raises(BucketRankError, match="fewer than two pictures"):
+        add_dataset("toy", path, images, val_fraction=0.5)
+    assert [entry.name for entry in add_dataset("toy", path, images)] == ["toy"]
+
+
 def test_duplicates_are_found(make: Make) -> None:
     def edit(content: dict[str, Any]) -> None:
         content["images"].append(dict(content["images"][0]))
@@ -283,7 +330,7 @@ def test_masks_of_a_box_data_set_do_not_cost_boxes(make: Make) -> None:
 
 def test_crowds_stay_crowds_and_ignored_ones_become_crowds(make: Make) -> None:
     def edit(content: dict[str, Any]) -> None:
-        counts = {"counts": [1200], "size": [30, 40]}
+        counts = {"counts": [0, 1200], "size": [30, 40]}
         content["annotations"][0].update(iscrowd=1, segmentation=counts)
         content["annotations"][1]["ignore"] = 1
 
@@ -291,7 +338,7 @@ def test_crowds_stay_crowds_and_ignored_ones_become_crowds(make: Make) -> None:
     assert _kinds(entry) == {"ignore flag": 1}
     annotations = _clean(entry)["annotations"]
     assert [annotation["iscrowd"] for annotation in annotations[:3]] == [1, 1, 0]
-    assert annotations[0]["segmentation"] == {"counts": [1200], "size": [30, 40]}
+    assert annotations[0]["segmentation"] == {"counts": [0, 1200], "size": [30, 40]}
     assert "ignore" not in annotations[1]
 
 

@@ -167,3 +167,21 @@ def test_detectron2_addresses_reach_the_model_zoo(monkeypatch, resnet18_fpn, tmp
     assert asked
     assert asked[0].endswith("/detectron2/ImageNetPretrained/MSRA/R-50.pkl")
     assert (resnet18_fpn.state_dict()["backbone.bottom_up.stem.conv1.weight"] == 1).all()
+
+
+@pytest.mark.parametrize("ending", ["pth", "pkl"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello weights\n", bytes(range(256)), [1, 2], 3, None, "text", {"a": 1}, {"model": [1]}],
+    ids=str,
+)
+def test_what_is_no_state_dict_is_told(tmp_path, content, ending):
+    path = tmp_path / f"weights.{ending}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif ending == "pth":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(BucketRankError, match=r"weights\.p\w\w (were not|cannot|are no)"):
+        SafeCheckpointer(build("retinanet_tiny", "brs")).load(str(path))

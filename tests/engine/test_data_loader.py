@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bucketed_ranking.data.catalog import register
 from bucketed_ranking.data.registry import add_dataset, find_dataset
 from bucketed_ranking.engine.data_loader import TrainingBatches, TrainingImages, build_train_loader
 from bucketed_ranking.errors import BucketRankError
+from tests.coco_blobs import write_blobs
 from tests.small_detectors import narrow_config
 
 
@@ -104,13 +106,15 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_named():
     assert images[(1, 1)] == {"file_name": "d.jpg", "unreadable": ["b.jpg", "c.jpg"]}
 
 
-def test_only_unreadable_images_is_an_error():
-    def mapper(dataset_dict):
-        raise OSError("truncated")
-
-    images = TrainingImages([{"file_name": "a.jpg"}], mapper, seed=0)
-    with pytest.raises(BucketRankError, match="None of the 1 training images can be read"):
-        images[(0, 0)]
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_only_unreadable_images_is_one_sentence(tmp_path, workers):
+    path = write_blobs(tmp_path / "gone", 3, seed=1)
+    add_dataset("gone_train", path, path.parent / "images", force=True)
+    loader = build_train_loader(loader_config("gone", "DATALOADER.NUM_WORKERS", workers))
+    shutil.rmtree(path.parent / "images")
+    with pytest.raises(BucketRankError, match="None of the 3 training images can be read") as told:
+        first(loader, 1)
+    assert "Traceback" not in str(told.value)
 
 
 def test_an_image_that_breaks_after_registration_is_skipped_and_counted(blobs, tmp_path):

@@ -103,6 +103,17 @@ def test_a_config_file_of_the_users_own(tmp_path):
         ({"options": ["SOLVER.BASE_LR"]}, "pairs KEY VALUE"),
         ({"options": ["SOLVER.BASELR", "1"]}, "did you mean SOLVER.BASE_LR"),
         ({"options": ["SOLVER.MAX_ITER", "many"]}, "SOLVER.MAX_ITER cannot take 'many'"),
+        ({"options": ["SOLVER.MAX_ITER", "0"]}, "SOLVER.MAX_ITER is 0; it must be 1 or more"),
+        ({"options": ["SOLVER.IMS_PER_BATCH", "0"]}, "IMS_PER_BATCH is 0; it must be 1 or more"),
+        ({"options": ["SOLVER.CHECKPOINT_PERIOD", "0"]}, "CHECKPOINT_PERIOD is 0"),
+        ({"options": ["SOLVER.BASE_LR", "1e999"]}, "SOLVER.BASE_LR is inf; it must be 0 or more"),
+        ({"options": ["SOLVER.MOMENTUM", "1.5"]}, "SOLVER.MOMENTUM is 1.5; it must be from 0 to 1"),
+        ({"options": ["SEED", str(10**23)]}, "SEED is 1000.*; it must be from -1 to 2147483647"),
+        ({"options": ["INPUT.MIN_SIZE_TRAIN", "(64, -1)"]}, "INPUT.MIN_SIZE_TRAIN is -1"),
+        ({"options": ["MODEL.META_ARCHITECTURE", "YOLO"]}, "one of .*RankingRetinaNet"),
+        ({"options": ["SOLVER.WARMUP_METHOD", "slow"]}, "it must be one of constant, linear"),
+        ({"options": ["MODEL", "3"]}, "MODEL cannot take '3'"),
+        ({"options": ["MODEL.RPN", "[" * 5000]}, r"MODEL\.RPN cannot take"),
         ({"device": "cuda:97"}, "'cuda:97' cannot be used here"),
         ({"device": "abacus"}, "'abacus' cannot be used here"),
     ],
@@ -112,11 +123,31 @@ def test_what_a_user_gets_wrong_is_told_in_a_sentence(arguments, message):
         setup.load_config(**{"config": "retinanet_tiny", "device": "cpu", **arguments})
 
 
-def test_a_malformed_config_file_is_told(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL:\n  NO_SUCH_KEY: 1\n", "cannot be read: Non-existent config key"),
+        ("", "holds no keys, such as MODEL"),
+        ("- 1\n- 2\n", "holds no keys"),
+        ("3", "holds no keys"),
+        ("MODEL: 3", "has MODEL: 3, a key without keys"),
+        ("MODEL:\n  RPN: 3", "cannot be read: Type mismatch"),
+        ("_BASE_: bad.yaml", "is its own _BASE_"),
+        ("_BASE_: none.yaml", "No such file"),
+        ("_BASE_: 5", "cannot be read"),
+        ("1: 2", "cannot be read"),
+        ("[" * 3000, "nested too deeply"),
+        ("\0", "cannot be read"),
+        ("MODEL:\n  RANKING:\n    LOSS: brs\n    RECIPE: {MODEL: {NOPE: 3}}", "does not fit.*NOPE"),
+    ],
+)
+def test_a_malformed_config_file_is_told(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
-    path.write_text("MODEL:\n  NO_SUCH_KEY: 1\n")
-    with pytest.raises(BucketRankError, match=r"bad\.yaml cannot be read"):
+    path.write_text(text)
+    with pytest.raises(BucketRankError, match=message) as told:
         setup.load_config(str(path), device="cpu")
+    assert "bad.yaml" in str(told.value)
+    assert len(str(told.value)) < 400 + len(str(path))
 
 
 def test_a_config_file_cannot_run_code(tmp_path):

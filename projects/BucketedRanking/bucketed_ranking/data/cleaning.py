@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .entries import DatasetEntry
-from .fields import file_name, integer, is_box, is_number, mask_area, short, valid_mask
+from .fields import file_name, identity, integer, is_box, is_number, short
 from .images import ImageFacts
+from .masks import mask_area, valid_mask
 
 MAX_EXAMPLES = 5
+# 16-bit pictures with no value from here on hold 12 bits or fewer: 16 of 256 grey levels are left.
+_DARK = 4096
 
 Severity = Literal["error", "warning", "note"]
 
@@ -19,7 +22,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unreadable JSON": ("error", "nothing can be read"),
     "malformed category": ("error", "the category is left out"),
     "duplicate category id": ("error", "the first one stands"),
-    "duplicate category name": ("warning", "both are kept"),
+    "duplicate category name": ("warning", "both are kept, the later one as 'NAME (id N)'"),
     "malformed image record": ("error", "the picture is skipped"),
     "duplicate image id": ("error", "the first one stands"),
     "image id of several files": ("error", "the pictures and their annotations are skipped"),
@@ -27,6 +30,8 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unreadable image": ("error", "the picture is skipped"),
     "image size differs": ("error", "the picture is skipped"),
     "turned by EXIF": ("note", "boxes must fit the turned picture"),
+    "16-bit picture": ("note", "its values become 8 bits; 65535 is white"),
+    "dark 16-bit picture": ("warning", "it is used as it is; spread its values up to 65535"),
     "malformed annotation": ("error", "the annotation is skipped"),
     "unknown image id": ("error", "the annotation is skipped"),
     "unknown category id": ("error", "the annotation is skipped"),
@@ -83,10 +88,10 @@ class DatasetCleaner:
         self._images: dict[str, dict[str, Any] | None] = {}  # None: skipped
         self._seen: set[tuple[Any, ...]] = set()
         categories = self._usable(content["categories"], self._category)
-        self._names: dict[str, set[str]] = defaultdict(set)  # files by image id
+        self._names: dict[str | None, set[str]] = defaultdict(set)  # files by image id
         for record in content["images"]:
             if (name := file_name(record)) is not None:
-                self._names[str(record.get("id"))].add(name)
+                self._names[identity(record.get("id"))].add(name)
         images = self._usable(content["images"], self._image)
         if len({type(image["id"]) for image in images}) > 1:
             for image in images:
@@ -103,6 +108,8 @@ class DatasetCleaner:
         for key in ("categories", "images", "annotations"):
             if not self.clean[key]:
                 self._note("nothing usable", f"no usable {key}")
+        if annotations and all(annotation["iscrowd"] for annotation in annotations):
+            self._note("nothing usable", "no objects: every annotation is a crowd")
 
     def complaint(self) -> str:
         """One sentence that says why nothing is left, and what to do."""
@@ -144,16 +151,19 @@ class DatasetCleaner:
         name, key = str(record["name"]), str(number)
         if key in self._categories:
             raise _UnusableError("duplicate category id", f"id {number}: '{name}'")
-        if any(category["name"] == name for category in self._categories.values()):
+        names = {category["name"] for category in self._categories.values()}
+        if name in names:  # results are kept by name
             self._note("duplicate category name", f"id {number}: '{name}'")
+            while name in names:
+                name = f"{name} (id {number})"
         self._categories[key] = {**record, "id": number, "name": name}
         return self._categories[key]
 
     def _image(self, record: Any, index: int) -> dict[str, Any]:
         name = file_name(record)
-        if name is None or not isinstance(record.get("id"), int | str):
+        key = None if name is None else identity(record.get("id"))
+        if name is None or key is None:
             raise _UnusableError("malformed image record", f"images[{index}]: {short(record)}")
-        key = str(record["id"])
         if len(self._names[key]) > 1:  # whose the annotations are, nobody can tell
             self._images[key] = None
             raise _UnusableError("image id of several files", f"id {key}: '{name}'")
@@ -175,7 +185,12 @@ class DatasetCleaner:
             )
         if facts.turned:
             self._note("turned by EXIF", f"'{name}'")
-        image = {**record, "file_name": name, "width": facts.width, "height": facts.height}
+        if facts.deep:
+            self._note("16-bit picture", f"'{name}'")
+        if facts.brightest is not None and facts.brightest < _DARK:
+            self._note("dark 16-bit picture", f"'{name}': brightest value {facts.brightest}")
+        size = {"width": facts.width, "height": facts.height}
+        image = {**record, "id": _plain(record["id"]), "file_name": name, **size}
         self._images[key] = image
         return image
 
@@ -183,17 +198,20 @@ class DatasetCleaner:
         known = isinstance(record, dict) and {"image_id", "category_id"} <= set(record)
         if not known or not is_box(record.get("bbox")):
             raise _UnusableError("malformed annotation", short(record))
-        place = f"annotation {record.get('id')}"
-        image_key, category_key = str(record["image_id"]), str(record["category_id"])
+        place = f"annotation {short(record.get('id'))}"
+        image_key, category_key = identity(record["image_id"]), identity(record["category_id"])
         if image_key not in self._images:
-            raise _UnusableError("unknown image id", f"{place}: image_id {image_key}")
+            raise _UnusableError(
+                "unknown image id", f"{place}: image_id {short(record['image_id'])}"
+            )
         image = self._images[image_key]
         if image is None:
             raise _UnusableError("annotation of a skipped image", "")
         place += f" in '{image['file_name']}'"
         category = self._categories.get(category_key)
         if category is None:
-            raise _UnusableError("unknown category id", f"{place}: category_id {category_key}")
+            given = short(record["category_id"])
+            raise _UnusableError("unknown category id", f"{place}: category_id {given}")
         place += f", {category['name']}: box {short(record['bbox'])}"
         box = self._clipped(record["bbox"], image, place)
         # The same annotation, id and all, is a copy; without an id it may be another object.
@@ -263,6 +281,11 @@ class DatasetCleaner:
                 number, fresh = fresh, fresh + 1
             annotation["id"] = number
             taken.add(number)
+
+
+def _plain(number: Any) -> int | str:
+    """An id as JSON should have it: text as it is, any number as a whole one."""
+    return number if isinstance(number, str) else int(number)
 
 
 def _hint(folder: Path, name: str) -> str:

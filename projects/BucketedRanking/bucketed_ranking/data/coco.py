@@ -19,11 +19,11 @@ from typing import Any
 from ..errors import BucketRankError
 from .cleaning import KINDS, DatasetCleaner, Finding
 from .entries import DatasetEntry
-from .fields import file_name
+from .fields import file_name, identity
 from .files import read_coco, user_folder, write_atomically
 from .images import examine_images
 
-VERSION = 3
+VERSION = 4
 DECODE_UP_TO = 5000
 
 
@@ -160,14 +160,14 @@ def _part(content: dict[str, Any], part: str, val_fraction: float) -> dict[str, 
     ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = min(max(1, round(len(ordered) * val_fraction)), max(0, len(ordered) - 1))
     val_names = set(ordered[:held_out])
-    val_ids = {str(i.get("id")) for i in content["images"] if file_name(i) in val_names}
+    val_ids = {identity(i.get("id")) for i in content["images"] if file_name(i) in val_names}
     is_val = part == "val"
     return content | {
         "images": [i for i in content["images"] if (file_name(i) in val_names) == is_val],
         "annotations": [
             a
             for a in content["annotations"]
-            if (isinstance(a, dict) and str(a.get("image_id")) in val_ids) == is_val
+            if (isinstance(a, dict) and identity(a.get("image_id")) in val_ids) == is_val
         ],
     }
 

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageFont
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..errors import BucketRankError
 from .entries import DatasetEntry
 from .fields import file_name
+from .images import UnreadableImageError, read_picture
 from .summary import load_clean
 
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
@@ -56,10 +57,11 @@ def draw_pictures(entry: DatasetEntry, count: int, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for image in (images[index * len(images) // count] for index in range(count)):
             source = file_name(image) or ""
-            with Image.open(entry.images / source) as opened:
-                picture = ImageOps.exif_transpose(opened)
+            picture = read_picture(entry.images / source)
             files.append(folder / f"{entry.name}-{Path(source).stem}.png")
             draw_boxes(picture, per_image[image["id"]], info.num_classes).save(files[-1])
+    except UnreadableImageError as error:
+        raise BucketRankError(f"The picture {source} cannot be drawn: {error}.") from error
     except OSError as error:
         raise BucketRankError(f"The pictures cannot be written to {folder}: {error}.") from error
     return files

@@ -63,6 +63,8 @@ def read_coco(path: Path) -> dict[str, Any]:
         raise BucketRankError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise BucketRankError(f"{path} is not valid JSON: {error}.") from error
+    except RecursionError as error:
+        raise BucketRankError(f"{path} is not COCO JSON: it is nested too deeply.") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise BucketRankError(

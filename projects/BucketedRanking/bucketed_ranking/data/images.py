@@ -1,4 +1,4 @@
-"""Sizes and faults of a data set's picture files."""
+"""Picture files: reading them in 8 bits, and their sizes and faults."""
 
 import logging
 import os
@@ -8,26 +8,67 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import ExifTags, Image
+from PIL.Image import Transpose
 
 logger = logging.getLogger("bucketed_ranking.data")
 
-_TRANSPOSING = (5, 6, 7, 8)
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What each EXIF orientation asks for; 5 to 8 exchange width and height."""
+
+
+class UnreadableImageError(ValueError):
+    """Says why a picture file cannot be read."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
     """What is known of one file.
 
-    ``width`` and ``height`` are those after the EXIF orientation is applied, as Detectron2 reads
-    pictures; ``turned`` says that it has one. ``fault`` is None, ``missing`` or a reason why the
-    file cannot be read.
+    ``width`` and ``height`` are those after the EXIF orientation is applied, as
+    :func:`read_picture` reads it; ``turned`` says that it has one. ``deep`` says that it has 16
+    bits a pixel, ``brightest`` is then its largest value, if its pixels were read. ``fault`` is
+    None, ``missing`` or a reason why the file cannot be read.
     """
 
     width: int = 0
     height: int = 0
     turned: bool = False
+    deep: bool = False
+    brightest: int | None = None
     fault: str | None = None
+
+
+def read_picture(path: Path | str) -> Image.Image:
+    """A picture as training, evaluation, prediction and drawing all read it.
+
+    It is turned as its EXIF orientation says. Grey values of 16 bits become 8 bits by the whole
+    range, 65535 being white, and not by the range that the one picture uses: equal values stay
+    equal in all pictures of a data set, as measurements must.
+
+    Raises:
+        UnreadableImageError: the file is missing or damaged, is so large that Pillow takes it for
+            an attack, or has floating-point or 32-bit pixels, whose black and white are unknown.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            _require_known_range(image)
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            picture = _eight_bits(image) if _is_deep(image) else image
+            return picture.copy() if turn is None else picture.transpose(turn)
+    except Exception as error:  # Pillow raises nearly anything on a broken file
+        raise UnreadableImageError(_reason(error, path)) from error
 
 
 def examine_images(folder: Path, names: Collection[str], decode: bool) -> dict[str, ImageFacts]:
@@ -48,17 +89,54 @@ def _examine(path: Path, decode: bool) -> ImageFacts:
             return ImageFacts(fault="missing")
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")
+            _require_known_range(image)
             width, height = image.size
-            # A PNG's orientation may follow its pixels: not worth decoding for.
-            readable = decode or image.format != "PNG" or "exif" in image.info
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if readable else 1
+            deep, brightest = _is_deep(image), None
             if decode:
                 # A smaller picture from the same data: every byte is read, few pixels computed.
                 image.draft(None, (max(1, width // 8), max(1, height // 8)))
                 image.load()
+                brightest = int(image.getextrema()[1]) if deep else None
+            # A PNG's orientation may follow its pixels: not worth decoding for.
+            readable = decode or image.format != "PNG" or "exif" in image.info
+            orientation = _orientation(image) if readable else 1
     except Exception as error:  # Pillow raises nearly anything on a broken file
-        reason = " ".join(str(error).replace(str(path), path.name).split())
-        return ImageFacts(fault=reason or type(error).__name__)
-    if orientation in _TRANSPOSING:
+        return ImageFacts(fault=_reason(error, path))
+    if orientation >= 5:
         width, height = height, width
-    return ImageFacts(width, height, turned=orientation in (2, 3, 4, *_TRANSPOSING))
+    return ImageFacts(width, height, orientation in _TURNS, deep, brightest)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Its EXIF orientation; 1, upright, if there is none or its EXIF data are damaged."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as Detectron2 does; its pixels may be whole
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is grey with 16 bits; of some formats Pillow makes 32 out of them."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _require_known_range(image: Image.Image) -> None:
+    if image.mode in ("F", "I") and not _is_deep(image):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise UnreadableImageError(
+            f"its pixels are {kind} numbers, of which nobody can tell what is black and what is "
+            "white; save it with 8 or 16 bits"
+        )
+
+
+def _reason(error: Exception, path: Path | str) -> str:
+    reason = " ".join(str(error).replace(str(path), Path(path).name).split())
+    return reason or type(error).__name__

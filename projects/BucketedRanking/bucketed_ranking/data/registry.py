@@ -24,6 +24,7 @@ from typing import Any
 
 from ..errors import BucketRankError
 from .entries import DatasetEntry, drop_entry, edited_registry, is_fraction, read_entries
+from .fields import file_name
 from .files import read_coco, user_folder
 from .shapes import annotations_file, ensure_shapes, shapes_folder
 
@@ -167,7 +168,7 @@ def add_dataset(
             COCO, or the options contradict each other.
     """
     _check_options(name, val_json, val_images, val_fraction)
-    train = _existing(json_file, images)
+    train = _existing(json_file, images, 1 if val_fraction is None else 2)
     splits: dict[str, dict[str, Any]] = {name: train}
     if val_json is not None:
         val = _existing(val_json, images if val_images is None else val_images)
@@ -237,12 +238,20 @@ def _check_options(name: str, val_json: Any, val_images: Any, val_fraction: Any)
         raise BucketRankError(f"--val-fraction must lie between 0 and 1, not {val_fraction}.")
 
 
-def _existing(json_file: Path | str, images: Path | str) -> dict[str, str]:
-    """The fields of an entry, as absolute paths; raises if a file is absent or not COCO."""
+def _existing(json_file: Path | str, images: Path | str, pictures: int = 1) -> dict[str, str]:
+    """The fields of an entry, as absolute paths; raises if a file is absent or not COCO.
+
+    To be parted, the JSON must have two pictures.
+    """
     json_path, folder = (Path(path).expanduser().absolute() for path in (json_file, images))
     if not folder.is_dir():
         raise BucketRankError(f"There is no image folder at {folder}.")
-    read_coco(json_path)
+    content = read_coco(json_path)
+    if len(set(map(file_name, content["images"])) - {None}) < pictures > 1:
+        raise BucketRankError(
+            f"{json_path} has fewer than two pictures, so none can be held out; leave "
+            "--val-fraction out, or give --val-json."
+        )
     return {"json": str(json_path), "images": str(folder)}
 
 

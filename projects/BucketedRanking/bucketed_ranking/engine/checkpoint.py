@@ -164,13 +164,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         except pickle.UnpicklingError as error:
             reason = str(error).splitlines()[0]
             raise BucketRankError(
-                f"The weights {path} were not loaded, because they hold more than tensors and "
-                f"would run code from the file ({reason}); if you trust where they come from, "
-                "re-save their state_dict with torch.save."
+                f"The weights {path} were not loaded, because they are no checkpoint, or hold more "
+                f"than tensors and would run code from the file ({reason}); if you trust where "
+                "they come from, re-save their state_dict with torch.save."
             ) from error
         except (RuntimeError, EOFError, OSError) as error:
             raise BucketRankError(
-                f"The weights {path} cannot be read: {str(error).splitlines()[0]}"
+                f"The weights {path} cannot be read: {(str(error) or 'no data').splitlines()[0]}"
+            ) from error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise BucketRankError(
+                f"The weights {path} are no checkpoint: they hold no tensors by parameter name."
             ) from error
         finally:
             self._parsed_url_during_load = None

@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.evaluation import CityscapesInstanceEvaluator
 from detectron2.utils.logger import create_small_table
 
+from ..errors import BucketRankError
 from .thresholds import Curve, best_f1_threshold
 
 
@@ -17,6 +18,15 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
 
     See :func:`best_f1_threshold`; it is chosen at IoU 0.5. No file is left behind.
     """
+
+    def process(self, inputs, outputs):
+        for image in inputs:
+            if "unreadable" in image:  # its scripts want detections in every picture
+                raise BucketRankError(
+                    f"The picture {image['file_name']} to evaluate on cannot be read: "
+                    f"{image['unreadable']}."
+                )
+        super().process(inputs, outputs)
 
     def evaluate(self):
         script = import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")

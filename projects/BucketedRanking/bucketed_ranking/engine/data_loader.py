@@ -19,19 +19,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.catalog import lacks_mask
 from ..errors import BucketRankError
+from .mapper import UNREADABLE, PictureMapper
 
 logger = logging.getLogger(__name__)
-
-# What reading a damaged image raises: Pillow's errors are OSErrors and, for some formats,
-# SyntaxError or ValueError.
-UNREADABLE = (OSError, SyntaxError, ValueError, SizeMismatchError)
 
 
 class TrainingBatches(Sampler):
@@ -64,7 +60,8 @@ class TrainingBatches(Sampler):
 class TrainingImages(Dataset):
     """Mapped training images; an unreadable one is replaced by the next that can be read.
 
-    A replacement carries the names of the files it stands for under "unreadable".
+    A replacement carries the names of the files it stands for under "unreadable". Where none can be
+    read there is nothing else: workers of a loader cannot hand on an error without a traceback.
     """
 
     def __init__(self, dataset_dicts: Sequence[dict], mapper: Callable[[dict], dict], seed: int):
@@ -85,10 +82,7 @@ class TrainingImages(Dataset):
                 except UNREADABLE as error:
                     logger.warning("Skipped %s: %s", dataset_dict["file_name"], error)
                     unreadable.append(dataset_dict["file_name"])
-        raise BucketRankError(
-            f"None of the {len(self)} training images can be read, for example {unreadable[0]}; "
-            "`bucketrank dataset check` lists what is wrong with them."
-        )
+        return {"unreadable": unreadable}
 
 
 def _seed_generators(seed: int, position: int) -> None:
@@ -99,7 +93,11 @@ def _seed_generators(seed: int, position: int) -> None:
 
 
 class TrainingLoader:
-    """Batches of mapped images; remembers which image files could not be read."""
+    """Batches of mapped images; remembers which image files could not be read.
+
+    Raises:
+        BucketRankError: none can be.
+    """
 
     def __init__(self, loader: DataLoader):
         self.loader = loader
@@ -108,7 +106,13 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self.loader:
             for image in batch:
-                self.unreadable.update(image.pop("unreadable"))
+                self.unreadable.update(unreadable := image.pop("unreadable"))
+                if not image:
+                    raise BucketRankError(
+                        f"None of the {len(unreadable)} training images can be read, for example "
+                        f"{unreadable[0]}; `bucketrank dataset check` lists what is wrong with "
+                        "them."
+                    )
             yield batch
 
 
@@ -156,7 +160,7 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     groups = [int(grouped and d["width"] > d["height"]) for d in dicts]
     batches = TrainingBatches(_build_stream(cfg, dicts), groups, batch_size, start)
-    mapper = DatasetMapper(cfg, is_train=True)
+    mapper = PictureMapper(cfg, is_train=True)
     if cfg.MODEL.MASK_ON:
         _prepare_masks(dicts, mapper)
     multiprocessing.util.Finalize(None, _kill_workers, exitpriority=100)

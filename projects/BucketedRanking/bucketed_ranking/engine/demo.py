@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data.draw import LabelledBox, draw_boxes
 from . import run_folder, runs, setup
 from .inference import best_threshold, detect, labelled_boxes, load_detector
+from .mapper import read_image
 
 CONFIG = "retinanet_tiny"
 DATASET = "shapes"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
@@ -17,7 +17,9 @@ from torch import nn
 
 from ..data.catalog import category_ids, lacks_mask
 from ..data.files import write_atomically
+from ..errors import BucketRankError
 from .cityscapes import CityscapesEvaluator
+from .mapper import EvaluationMapper
 from .thresholds import Curve, best_f1_threshold
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ class DetectionEvaluator(COCOEvaluator):
 
     Beside Detectron2's, the results have the AP by class also where there is but one class, and
     "score_threshold": that of the best F1 at IoU 0.5, see :func:`best_f1_threshold`.
+
+    Pictures that could not be read (see :class:`EvaluationMapper`) are left out with their objects,
+    named in a warning and counted in the results, "unreadable_images".
 
     With the task "segm", an object without a mask counts as a crowd, its box as the region.
     """
@@ -59,7 +64,16 @@ class DetectionEvaluator(COCOEvaluator):
                 corners = [x, y, x + width, y, x + width, y + height, x, y + height]
                 annotation |= {"iscrowd": 1, "segmentation": [corners]}
 
+    def process(self, inputs, outputs):
+        for image, output in zip(inputs, outputs, strict=True):
+            if "unreadable" in image:
+                why = {key: image[key] for key in ("image_id", "file_name", "unreadable")}
+                self._predictions.append({**why, "instances": []})
+            else:
+                super().process([image], [output])
+
     def _eval_predictions(self, predictions, img_ids=None):
+        self._leave_out([p for p in predictions if "unreadable" in p], len(predictions))
         results = []
         for prediction in predictions:
             found = prediction["instances"]
@@ -75,6 +89,19 @@ class DetectionEvaluator(COCOEvaluator):
                 self._evaluate_task(results, task), task, self._metadata.thing_classes
             )
 
+    def _leave_out(self, unreadable: list[dict[str, Any]], total: int) -> None:
+        if unreadable:
+            message = (
+                f"{len(unreadable)} of the {total} pictures to evaluate on cannot be read, such as "
+                f"{unreadable[0]['file_name']} ({unreadable[0]['unreadable']})"
+            )
+            if len(unreadable) == total:
+                raise BucketRankError(f"{message}; `bucketrank dataset check` says why.")
+            logger.warning("%s; the results leave them out", message)
+        self._num_unreadable = len(unreadable)
+        left_out = {prediction["image_id"] for prediction in unreadable}
+        self._image_ids = [i for i in self._coco_api.getImgIds() if i not in left_out]
+
     def _evaluate_task(self, results: list[dict[str, Any]], task: str) -> COCOeval_faster:
         # Small, medium and large masks are told by the area of their boxes, if they have any.
         left_out = "bbox" if task == "segm" else None
@@ -88,6 +115,7 @@ class DetectionEvaluator(COCOEvaluator):
             lvis_style=self._lvis_style,
         )
         evaluation.params.maxDets = self._max_dets_per_image
+        evaluation.params.imgIds = self._image_ids
         evaluation.run()
         logger.info("Evaluation of %s:\n%s", task, "\n".join(lines))
         return evaluation
@@ -101,6 +129,7 @@ class DetectionEvaluator(COCOEvaluator):
                 ap = coco_eval.stats_as_dict[name]
                 results[name] = 100 * ap if ap >= 0 else math.nan
         results["score_threshold"] = best_f1_threshold(_curves(coco_eval))
+        results["unreadable_images"] = self._num_unreadable
         return results
 
 
@@ -130,11 +159,12 @@ def evaluate_model(
 
     Returns:
         A dict per task ("bbox", "segm"), in percent: METRICS (NaN where there is no ground truth
-        of the kind), "per_class" AP by class name, and "score_threshold", that of the best F1 at
-        IoU 0.5. On LVIS APr, APc and APf too (rare, common, frequent classes); Cityscapes has AP
-        and AP50 of "segm". Empty on all but the main process.
+        of the kind), "per_class" AP by class name, "score_threshold", that of the best F1 at
+        IoU 0.5, and "unreadable_images", the number of those left out. On LVIS APr, APc and APf
+        too (rare, common, frequent classes); Cityscapes, which leaves none out, has AP and AP50
+        of "segm". Empty on all but the main process.
     """
-    loader = build_detection_test_loader(cfg, dataset, mapper=DatasetMapper(cfg, is_train=False))
+    loader = build_detection_test_loader(cfg, dataset, mapper=EvaluationMapper(cfg))
     if MetadataCatalog.get(dataset).evaluator_type == "cityscapes_instance":
         evaluator = CityscapesEvaluator(dataset)
     else:
@@ -152,8 +182,8 @@ def _tidy(metrics: dict[str, float]) -> dict[str, Any]:
     tidy["per_class"] = {
         name.removeprefix("AP-"): ap for name, ap in metrics.items() if name.startswith("AP-")
     }
-    tidy["score_threshold"] = metrics["score_threshold"]
-    return tidy
+    counts = ("score_threshold", "unreadable_images")
+    return tidy | {name: metrics[name] for name in counts if name in metrics}
 
 
 def write_results(path: Path, results: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode, Instances
@@ -21,12 +21,13 @@ from ..data.draw import LabelledBox, draw_boxes, draw_masks
 from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
 from ..errors import BucketRankError
+from ..zoo import find_config
 from .checkpoint import SafeCheckpointer, newest_checkpoint
-from .data_loader import UNREADABLE
 from .evaluation import evaluate_model, write_results
+from .mapper import UNREADABLE, read_image
 from .run_folder import RECORD, RESULTS, is_run, read_config, read_json
 from .run_logging import run_logging
-from .setup import load_config, merge_options, set_num_classes
+from .setup import check_values, load_config, merge_options, set_num_classes
 
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3
@@ -70,6 +71,7 @@ def load_detector(
         )
     cfg = read_config(path)
     merge_options(cfg, options)
+    check_values(cfg)
     cfg.MODEL.DEVICE = choose_device(device)
     newest = None if weights else newest_checkpoint(path)
     if newest is None and not weights:
@@ -105,11 +107,19 @@ def load_for_evaluation(
     if Path(source).is_dir():
         detector = load_detector(source, weights=weights, **how)
         return detector, split or detector.cfg.DATASETS.TEST[0]
-    cfg = load_config(source, **how)
+    try:
+        path = find_config(source)
+    except BucketRankError as error:
+        raise BucketRankError(
+            f"There is neither a run's folder nor a config called {source}; `bucketrank configs` "
+            "lists the configs."
+        ) from error
     if split is None or weights is None:
         raise BucketRankError(
-            f"To evaluate the config {source}, name a data set (--dataset) and weights (--weights)."
+            f"There is no run's folder {source}; to evaluate the config {path.name}, name a data "
+            "set (--dataset) and weights (--weights)."
         )
+    cfg = load_config(source, **how)
     set_num_classes(cfg, register(split).num_classes)
     return build_detector(cfg, weights), split
 
@@ -201,26 +211,28 @@ def predict(
     output_dir.mkdir(parents=True, exist_ok=True)
     predictions: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
-    for image_id, path in enumerate(images, start=1):
-        try:
-            image = read_image(str(path), format=detector.cfg.INPUT.FORMAT)
-        except UNREADABLE as error:
-            unreadable[str(path)] = " ".join(str(error).split())
-            continue
-        instances = detect(detector, image)
-        instances = instances[instances.scores >= score_threshold]
-        boxes = labelled_boxes(instances, class_names)
-        picture = Image.fromarray(convert_image_to_rgb(image, detector.cfg.INPUT.FORMAT))
-        if instances.has("pred_masks"):
-            masks, classes = instances.pred_masks.numpy(), instances.pred_classes.tolist()
-            picture = draw_masks(picture, masks, classes, len(class_names))
-        draw_boxes(picture, boxes, len(class_names)).save(_free_name(output_dir, path.stem))
-        for result in instances_to_coco_json(instances, image_id):
-            index = result["category_id"]
-            result |= {"category_id": category_ids[index], "category": class_names[index]}
-            predictions.append({**result, "file_name": str(path)})
-        on_image(path, len(instances))
-    write_results(output_dir / PREDICTIONS, predictions)
+    try:
+        for image_id, path in enumerate(images, start=1):
+            try:
+                image = read_image(str(path), format=detector.cfg.INPUT.FORMAT)
+            except UNREADABLE as error:
+                unreadable[str(path)] = str(error)
+                continue
+            instances = detect(detector, image)
+            instances = instances[instances.scores >= score_threshold]
+            boxes = labelled_boxes(instances, class_names)
+            picture = Image.fromarray(convert_image_to_rgb(image, detector.cfg.INPUT.FORMAT))
+            if instances.has("pred_masks"):
+                masks, classes = instances.pred_masks.numpy(), instances.pred_classes.tolist()
+                picture = draw_masks(picture, masks, classes, len(class_names))
+            draw_boxes(picture, boxes, len(class_names)).save(_free_name(output_dir, path.stem))
+            for result in instances_to_coco_json(instances, image_id):
+                index = result["category_id"]
+                result |= {"category_id": category_ids[index], "category": class_names[index]}
+                predictions.append({**result, "file_name": str(path)})
+            on_image(path, len(instances))
+    finally:  # what is found is kept, whatever the next picture does
+        write_results(output_dir / PREDICTIONS, predictions)
     return {"predictions": predictions, "unreadable": unreadable}
 
 

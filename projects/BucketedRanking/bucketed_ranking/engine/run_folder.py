@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from filelock import FileLock, Timeout
 
@@ -17,7 +16,7 @@ from ..config import ranking_scope
 from ..data.files import write_atomically
 from ..errors import BucketRankError
 from .checkpoint import newest_checkpoint
-from .setup import default_config, flatten
+from .setup import default_config, flatten, merge_file
 
 logger = logging.getLogger(__name__)
 
@@ -80,19 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(run_dir: Path) -> CfgNode:
     """The full config of a run; BucketRankError if it is damaged or of another version."""
     cfg = default_config()
-    try:
-        cfg.merge_from_file(str(run_dir / CONFIG), allow_unsafe=False)
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        AssertionError,
-        AttributeError,
-        yaml.YAMLError,
-    ) as error:
-        raise BucketRankError(
-            f"{run_dir / CONFIG} is damaged or of another version of this package: {error}"
-        ) from error
+    merge_file(cfg, run_dir / CONFIG)
     return cfg
 
 

@@ -1,12 +1,21 @@
 """Build the Detectron2 config of a run from a config name, a loss and a data set."""
 
 import difflib
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
+from detectron2.modeling.backbone.build import BACKBONE_REGISTRY
+from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from fvcore.common.registry import Registry
 
 from ..config import SCORE_LOSS, add_bucketed_ranking_config, apply_ranking_recipe
 from ..data.catalog import DatasetInfo, register, require_masks, require_same_classes
@@ -15,6 +24,60 @@ from ..environment import choose_device
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES
 from ..zoo import find_config
+
+_MISFITS = (KeyError, ValueError, AssertionError, TypeError, AttributeError)
+"""What merging a value that does not fit into a config raises."""
+
+_FINITE = sys.float_info.max
+
+_RANGES = {
+    "DATALOADER.NUM_WORKERS": (0, 256),
+    "DATALOADER.REPEAT_THRESHOLD": (0, math.inf),
+    "INPUT.MAX_SIZE_TEST": (1, math.inf),
+    "INPUT.MAX_SIZE_TRAIN": (1, math.inf),
+    "INPUT.MIN_SIZE_TEST": (0, math.inf),
+    "INPUT.MIN_SIZE_TRAIN": (0, math.inf),
+    "MODEL.ATSS.TOPK": (1, math.inf),
+    "MODEL.FPN.OUT_CHANNELS": (1, math.inf),
+    "MODEL.PAA.TOPK": (1, math.inf),
+    "MODEL.RANKING.BOX_LOSS_WEIGHT": (0, _FINITE),
+    "MODEL.RANKING.CHUNK_SIZE": (1, math.inf),
+    "MODEL.RANKING.DELTA": (0, _FINITE),
+    "MODEL.RANKING.MAX_MASKS": (1, math.inf),
+    "MODEL.RANKING.RPN_LOSS_WEIGHT": (0, _FINITE),
+    "MODEL.SMALL_RESNET.CHANNELS": (1, math.inf),
+    "SEED": (-1, 2**31 - 1),  # NumPy takes 32 bits, and processes count on from it
+    "SOLVER.BASE_LR": (0, _FINITE),
+    "SOLVER.CHECKPOINT_PERIOD": (1, math.inf),
+    "SOLVER.GAMMA": (0, _FINITE),
+    "SOLVER.IMS_PER_BATCH": (1, math.inf),
+    "SOLVER.MAX_ITER": (1, math.inf),
+    "SOLVER.MOMENTUM": (0, 1),
+    "SOLVER.STEPS": (0, math.inf),
+    "SOLVER.WARMUP_FACTOR": (0, 1),
+    "SOLVER.WARMUP_ITERS": (0, math.inf),
+    "SOLVER.WEIGHT_DECAY": (0, _FINITE),
+    "TEST.DETECTIONS_PER_IMAGE": (1, math.inf),
+    "TEST.EVAL_PERIOD": (0, math.inf),
+}
+"""The least and the largest value of a key, or of each entry of a list."""
+
+_CHOICES: dict[str, Registry | set[str]] = {
+    "INPUT.FORMAT": {"BGR", "RGB", "L", "YUV-BT.601"},
+    "INPUT.MASK_FORMAT": {"bitmask", "polygon"},
+    "INPUT.RANDOM_FLIP": {"horizontal", "none", "vertical"},
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "SOLVER.LR_SCHEDULER_NAME": {
+        "WarmupCosineLR", "WarmupMultiStepLR", "WarmupStepWithFixedGammaLR",
+    },
+    "SOLVER.WARMUP_METHOD": {"constant", "linear"},
+}  # fmt: skip
+"""The names that a key takes; a registry's are known once the module of a detector is imported."""
 
 
 def default_config() -> CfgNode:
@@ -40,24 +103,70 @@ def load_config(
         device: see :func:`choose_device`.
 
     Raises:
-        BucketRankError: an unknown config, loss, key or device, or a value of the wrong type.
+        BucketRankError: an unknown config, loss, key or device, or a value of the wrong type or
+            outside its range.
     """
     cfg = default_config()
     path = find_config(config)
-    try:
-        # A YAML file can ask for code to be run; Detectron2 would do so.
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
-        raise BucketRankError(f"The config {path} cannot be read: {error}") from error
+    merge_file(cfg, path)
     if loss is not None:
         cfg.MODEL.RANKING.LOSS = loss
     # Twice: the options may choose the loss, and they override its recipe.
     merge_options(cfg, options)
     check_loss(cfg.MODEL.RANKING.LOSS)
-    apply_ranking_recipe(cfg)
+    try:
+        apply_ranking_recipe(cfg)
+    except _MISFITS as error:
+        raise BucketRankError(
+            f"MODEL.RANKING.RECIPE of the config {path} does not fit: {_brief(error)}"
+        ) from error
     merge_options(cfg, options)
+    check_values(cfg)
     cfg.MODEL.DEVICE = choose_device(device)
     return cfg
+
+
+def merge_file(cfg: CfgNode, path: Path) -> None:
+    """Merge a YAML file and its bases; BucketRankError if it is none, or no config."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not content:
+            raise BucketRankError(f"The config {path} holds no keys, such as MODEL or SOLVER.")
+        for key, value in content.items():
+            if isinstance(cfg.get(key), CfgNode) and not isinstance(value, dict):
+                raise BucketRankError(f"The config {path} has {key}: {value}, a key without keys.")
+        # A YAML file can ask for code to be run; Detectron2 would do so.
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except RecursionError as error:
+        raise BucketRankError(
+            f"The config {path} cannot be read: it is nested too deeply, or is its own _BASE_."
+        ) from error
+    except (*_MISFITS, OSError, yaml.YAMLError) as error:
+        raise BucketRankError(f"The config {path} cannot be read: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error, cut: fvcore shows whole sections of a config."""
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    line = text.partition("\n")[0]
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Raise BucketRankError where a value would make a run hang, fail late or mean nothing."""
+    known = flatten(cfg)
+    for key, (low, high) in _RANGES.items():
+        values = known[key] if isinstance(known[key], list | tuple) else [known[key]]
+        for value in values:
+            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+                range_ = f"from {low} to {high}" if high < _FINITE else f"{low} or more"
+                raise BucketRankError(f"{key} is {value!r}; it must be {range_}.")
+    for key, choices in _CHOICES.items():
+        names = dict(choices) if isinstance(choices, Registry) else choices
+        if known[key] not in names:
+            raise BucketRankError(
+                f"{key} is {known[key]!r}; it must be one of {', '.join(sorted(names))}."
+            )
 
 
 def check_loss(loss: str) -> None:
@@ -78,13 +187,15 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
         )
     for key, value in zip(options[::2], options[1::2], strict=True):
         try:
-            cfg.merge_from_list([key, value])
+            cfg.merge_from_list([key, value.strip()])
         except (KeyError, AssertionError) as error:
             close = difflib.get_close_matches(key, flatten(cfg), n=1)
             hint = f"; did you mean {close[0]}?" if close else "."
             raise BucketRankError(f"There is no config key {key!r}{hint}") from error
-        except ValueError as error:
-            raise BucketRankError(f"The config key {key} cannot take {value!r}: {error}") from error
+        except (*_MISFITS, RecursionError, MemoryError) as error:
+            raise BucketRankError(
+                f"The config key {key} cannot take {value!r}: {_brief(error)}"
+            ) from error
 
 
 def flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:

@@ -4,8 +4,8 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
-from torch.nn import functional as F
 
+from .matching import block_slices
 from .quality import QualityRetinaNet, smallest_of_each_level
 from .retinanet import RankingRetinaNet
 
@@ -49,11 +49,17 @@ class ATSS(QualityRetinaNet):
 
     def match(self, anchors, gt_instances, pred_logits, pred_deltas):
         """See :meth:`QualityRetinaNet.match`; the object with the best IoU has the anchor."""
+        num_anchors = sum(map(len, anchors))
         matches = []
         for gt in gt_instances:
-            quality = atss_match_quality(anchors, gt.gt_boxes, self.topk)
-            # A row below all others stands in where there is no object.
-            best, matched = F.pad(quality, (0, 0, 0, 1), value=-2.0).max(dim=0)
+            best = anchors[0].tensor.new_full((num_anchors,), -1.0)
+            matched = torch.zeros_like(best, dtype=torch.long)
+            for rows in block_slices(len(gt), num_anchors):
+                quality = atss_match_quality(anchors, gt.gt_boxes[rows], self.topk)
+                if len(quality):
+                    found, index = quality.max(dim=0)
+                    matched = torch.where(found > best, index + rows.start, matched)
+                    best = torch.maximum(found, best)
             matches.append((matched, best >= 0))
         return matches
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from ..criterion import aligned_box_iou
+from .matching import block_slices, bounded_pairwise_iou
 from .quality import QualityRetinaNet, smallest_of_each_level
 from .retinanet import RankingRetinaNet
 
@@ -126,14 +127,18 @@ class PAA(QualityRetinaNet):
         images = zip(gt_instances, cat(pred_logits, dim=1), cat(pred_deltas, dim=1), strict=True)
         matches, losses, candidates = [], [], []
         for gt, logits, deltas in images:
-            matched, labels = self.anchor_matcher(pairwise_iou(gt.gt_boxes, all_anchors))
-            objects = torch.arange(len(gt), device=matched.device).unsqueeze(1)
+            matched, labels = self.anchor_matcher(bounded_pairwise_iou(gt.gt_boxes, all_anchors))
             anchor_losses = self._anchor_losses(all_anchors, gt, matched, logits, deltas)
-            own = anchor_losses.where((matched == objects) & (labels == 1), math.inf)
-            chosen = smallest_of_each_level(own, anchors, self.topk)
+            objects = torch.arange(len(gt), device=matched.device).unsqueeze(1)
             matches.append(matched)
-            losses.append(own.gather(1, chosen))
-            candidates.append(chosen.flatten())
+            indices = []
+            for rows in block_slices(len(gt), len(all_anchors)):
+                of_object = (matched == objects[rows]) & (labels == 1)
+                own = anchor_losses.where(of_object, math.inf)
+                chosen = smallest_of_each_level(own, anchors, self.topk)
+                losses.append(own.gather(1, chosen))
+                indices.append(chosen.flatten())
+            candidates.append(torch.cat(indices))
         positives = low_loss_candidates(torch.cat(losses)).split([len(gt) for gt in gt_instances])
         # An anchor may be among the candidates of an object without being its own, but never twice.
         masks = [
