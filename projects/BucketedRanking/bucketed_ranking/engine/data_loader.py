@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.catalog import lacks_mask
 from ..errors import BucketRankError
+from .augmentation import crops, training_augmentations
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,12 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
     groups = [int(grouped and d["width"] > d["height"]) for d in dicts]
     batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
     batches = TrainingBatches(_build_stream(cfg, dicts), groups, batch_size, start)
-    mapper = DatasetMapper(cfg, is_train=True)
+    mapper = DatasetMapper(
+        cfg,
+        is_train=True,
+        augmentations=training_augmentations(cfg),
+        recompute_boxes=cfg.MODEL.MASK_ON and crops(cfg),
+    )
     if cfg.MODEL.MASK_ON:
         _prepare_masks(dicts, mapper)
     loader = DataLoader(
