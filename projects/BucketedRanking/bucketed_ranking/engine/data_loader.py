@@ -129,6 +129,7 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    _as_floats(dicts)
     groups = [int(grouped and d["width"] > d["height"]) for d in dicts]
     batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
     batches = TrainingBatches(_build_stream(cfg, dicts), groups, batch_size, start)
@@ -149,6 +150,14 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
         generator=torch.Generator().manual_seed(cfg.SEED),
     )
     return TrainingLoader(loader)
+
+
+def _as_floats(dicts: list[dict]) -> None:
+    """Makes coordinates floats: Detectron2's resizing cuts the fraction of those that are whole."""
+    for annotation in (annotation for d in dicts for annotation in d["annotations"]):
+        annotation["bbox"] = [float(value) for value in annotation["bbox"]]
+        if isinstance(polygons := annotation.get("segmentation"), list):
+            annotation["segmentation"] = [[float(v) for v in polygon] for polygon in polygons]
 
 
 def _prepare_masks(dicts: list[dict], mapper: DatasetMapper) -> None:

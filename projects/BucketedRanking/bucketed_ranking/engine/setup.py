@@ -71,7 +71,7 @@ def describe_timm_input(cfg: CfgNode) -> None:
     default are set.
 
     Raises:
-        BucketRankError: timm has no model MODEL.TIMM.NAME, or is not installed.
+        BucketRankError: timm has no model MODEL.TIMM.NAME.
     """
     if "timm" not in cfg.MODEL.BACKBONE.NAME:
         return

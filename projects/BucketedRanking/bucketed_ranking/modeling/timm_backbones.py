@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from ..errors import BucketRankError
-from ..pretrained import describe_weights, import_timm
+from ..pretrained import describe_weights
 from .backbones import build_fpn
 
 
@@ -39,9 +39,10 @@ class TimmBackbone(Backbone):
         freeze_at: int = 0,
         freeze_bn: bool = False,
     ):
+        import timm
+
         super().__init__()
-        describe_weights(name)
-        timm = import_timm()
+        describe_weights(name)  # tells an unknown name
         try:
             model = timm.create_model(name, features_only=True, in_chans=in_channels)
         except RuntimeError as error:
