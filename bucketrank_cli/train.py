@@ -1,5 +1,6 @@
 """`bucketrank train`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,20 +42,55 @@ def train(
         int | None, typer.Option(min=0, help="Seed of everything random; left out, a random one.")
     ] = None,
     device: Device = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, coco (Detectron2's model zoo), none, or a file or URL; left out, the "
+            "config's own."
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="How often every picture is seen; warm-up, steps follow."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures a step; the learning rate follows.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=32, help="Shorter side of the pictures, in pixels.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0.0, help="Learning rate; left out, it fits the batch.")
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Measure how long the losses take, into results.json."),
     ] = False,
 ) -> None:
-    """Train a detector with a ranking loss and evaluate it."""
+    """Train a detector with a ranking loss and evaluate it.
+
+    --epochs, --batch-size, --image-size, --lr and --weights are printed as the config keys that
+    they stand for; a KEY VALUE pair at the end of the line wins over them.
+    """
     from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Training")
     from bucketed_ranking.engine import runs, setup
+    from bucketed_ranking.engine.plan import plan_training, plan_weights
 
     cfg = setup.load_config(config, loss=loss, options=options or [], device=device)
     names = setup.choose_datasets(cfg, dataset, train_split, val_split)
     info, _ = setup.configure_datasets(cfg, *names)
+    planned = plan_training(
+        cfg, info.num_images, epochs=epochs, batch_size=batch_size, image_size=image_size, lr=lr
+    )
+    if weights is not None:
+        planned += plan_weights(cfg, config, weights)
+    if planned:
+        pairs = zip(planned[::2], planned[1::2], strict=True)
+        say(f"As config keys: {' '.join(f'{key} {shlex.quote(value)}' for key, value in pairs)}")
+        setup.merge_options(cfg, planned)
+        setup.merge_options(cfg, options or [])
     cfg.OUTPUT_DIR = str(output or setup.default_output(config, cfg))
     resume = resume or (auto_resume and runs.is_run(Path(cfg.OUTPUT_DIR)))
     if resume and runs.is_finished(Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER):
