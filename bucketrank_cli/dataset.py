@@ -1,4 +1,4 @@
-"""`bucketrank dataset`: add, list, show, check and remove data sets."""
+"""`bucketrank dataset`: add, list, show, check, export and remove data sets."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="dataset",
-    help="Add, list, show, check and remove data sets.",
+    help="Add, list, show, check, export and remove data sets.",
     no_args_is_help=True,
 )
 
@@ -207,6 +207,24 @@ def check(name: Name, output_format: OutputFormat = Format.table) -> None:
             _print_report(report)
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    name: Name,
+    label_format: Annotated[str, typer.Option("--format", help="coco, yolo or voc.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; left out, NAME-FORMAT.")
+    ] = None,
+) -> None:
+    """Write a data set, checked and cleaned, with its pictures in a format of other tools."""
+    from bucketed_ranking.data.export import export_dataset
+    from bucketed_ranking.data.registry import members
+
+    folder = out or Path(f"{name}-{label_format}")
+    for sentence in export_dataset(members(name), label_format, folder):
+        say(sentence)
+    say(f"Everything is in {folder}.")
 
 
 @app.command()

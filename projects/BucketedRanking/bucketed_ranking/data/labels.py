@@ -95,10 +95,14 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files below a folder, by their paths; hidden ones are left out."""
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """The files below a folder, by their paths; linked folders too, hidden ones are left out."""
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()  # a link to where it is
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(root, name) for name in names if not name.startswith(".")]
     return sorted(found)
 
