@@ -1,4 +1,4 @@
-"""`bucketrank dataset`: add, list, show, check and remove data sets in COCO format."""
+"""`bucketrank dataset`: add, list, show, check, export and remove data sets."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="dataset",
-    help="Add, list, show, check and remove data sets in COCO format.",
+    help="Add, list, show, check, export and remove data sets.",
     no_args_is_help=True,
 )
 
@@ -28,8 +28,23 @@ SEVERITY_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Its name from now on.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Annotations, COCO-format JSON.")],
-    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="Folder or file of labels: a YOLO folder or data.yaml, VOC, ..."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Annotations, COCO-format JSON; needs --images.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures, if it is not found by itself.")
+    ] = None,
+    label_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="auto, coco, yolo, yolo-seg, voc, labelme, cvat, openimages: that of the labels.",
+        ),
+    ] = "auto",
     val_json: Annotated[
         Path | None, typer.Option(help="Annotations of the validation split, if it has its own.")
     ] = None,
@@ -44,21 +59,32 @@ def add(
 ) -> None:
     """Give a data set of yours a name.
 
-    With --val-json or --val-fraction it gets two splits, NAME_train and NAME_val, and
-    `bucketrank train CONFIG --dataset NAME` uses both. Your files are only read.
+    Labels of other formats than COCO are converted once; polygons stay masks. With --val-json or
+    --val-fraction, or from a source with folders train and val, it gets two splits, NAME_train and
+    NAME_val, and `bucketrank train CONFIG --dataset NAME` uses both. Your files are only read.
     """
     from bucketed_ranking.data.coco import check_dataset
     from bucketed_ranking.data.registry import add_dataset, registry_file
+    from bucketed_ranking.errors import BucketRankError
 
-    entries = add_dataset(
-        name,
-        json_file,
-        images,
-        val_json=val_json,
-        val_images=val_images,
-        val_fraction=val_fraction,
-        force=force,
-    )
+    if (source is None) == (json_file is None):
+        raise BucketRankError("Name the labels: a folder or file, or a COCO JSON with --json.")
+    if source is not None and (val_json or val_images):
+        raise BucketRankError("--val-json and --val-images go with --json.")
+    if source is not None:
+        entries = _add_labels(name, source, label_format, images, val_fraction, force)
+    elif images is None:
+        raise BucketRankError("--json needs --images, the folder of the pictures.")
+    else:
+        entries = add_dataset(
+            name,
+            json_file,
+            images,
+            val_json=val_json,
+            val_images=val_images,
+            val_fraction=val_fraction,
+            force=force,
+        )
     say(f"Added to {registry_file()}:")
     reports = [check_dataset(entry) for entry in entries]
     for report in reports:
@@ -66,9 +92,35 @@ def add(
     if not all(report.ok for report in reports):
         say(f"See what is wrong: bucketrank dataset check {name}")
     if len(entries) == 2:
-        say(f"Train on it: bucketrank train retinanet_tiny --dataset {name}")
+        say(f"Train on it: bucketrank train retinanet_lite0_FPN --dataset {name}")
     else:
         say(f"Look at it: bucketrank dataset show {name} --draw 8")
+
+
+def _add_labels(
+    name: str,
+    source: Path,
+    label_format: str,
+    images: Path | None,
+    val_fraction: float | None,
+    force: bool,
+) -> list["DatasetEntry"]:
+    from bucketed_ranking.data import formats
+    from bucketed_ranking.errors import BucketRankError
+
+    if label_format not in formats.FORMATS:
+        raise BucketRankError(
+            f"There is no format {label_format!r}; choose one of {', '.join(formats.FORMATS)}."
+        )
+    if label_format == "auto":
+        label_format, reason = formats.recognise(source)
+        say(f"Format {label_format}: {reason}.")
+    entries, skipped = formats.add_labels(
+        name, source, label_format, images, val_fraction=val_fraction, force=force
+    )
+    for sentence in skipped:
+        say(sentence)
+    return entries
 
 
 @app.command("list")
@@ -138,9 +190,16 @@ def check(name: Name, output_format: OutputFormat = Format.table) -> None:
     What is wrong is skipped or mended when training; this says what, where and how often.
     """
     from bucketed_ranking.data.coco import check_dataset
+    from bucketed_ranking.data.formats import changed_source
     from bucketed_ranking.data.registry import members
 
-    reports = [check_dataset(entry) for entry in members(name)]
+    entries = members(name)
+    reports = [check_dataset(entry) for entry in entries]
+    for changed in sorted({source for entry in entries if (source := changed_source(entry))}):
+        say(
+            f"{changed} has changed or gone since it was added; add it again with --force.",
+            "yellow",
+        )
     if output_format is Format.json:
         _print_json([report.as_dict() for report in reports])
     else:
@@ -148,6 +207,24 @@ def check(name: Name, output_format: OutputFormat = Format.table) -> None:
             _print_report(report)
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    name: Name,
+    label_format: Annotated[str, typer.Option("--format", help="coco, yolo or voc.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; left out, NAME-FORMAT.")
+    ] = None,
+) -> None:
+    """Write a data set, checked and cleaned, with its pictures in a format of other tools."""
+    from bucketed_ranking.data.export import export_dataset
+    from bucketed_ranking.data.registry import members
+
+    folder = out or Path(f"{name}-{label_format}")
+    for sentence in export_dataset(members(name), label_format, folder):
+        say(sentence)
+    say(f"Everything is in {folder}.")
 
 
 @app.command()

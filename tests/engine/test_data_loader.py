@@ -133,6 +133,22 @@ def test_an_image_that_breaks_after_registration_is_skipped_and_counted(blobs, t
     assert len(names) == 11
 
 
+def test_boxes_of_whole_numbers_keep_the_fraction_that_resizing_gives_them(blobs):
+    cfg = loader_config(
+        blobs, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.RANDOM_FLIP", "none", "MODEL.MASK_ON", "True"
+    )
+    content = json.loads(find_dataset(f"{blobs}_train").json.read_text())
+    assert isinstance(content["annotations"][0]["bbox"][0], int)
+    for image in first(build_train_loader(cfg), 1)[0]:
+        height, width = image["image"].shape[1:]
+        scale = torch.tensor([width / image["width"], height / image["height"]]).repeat(2)
+        expected = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["image_id"]]
+        expected = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in expected]) * scale
+        instances = image["instances"]
+        torch.testing.assert_close(instances.gt_boxes.tensor, expected)
+        torch.testing.assert_close(instances.gt_masks.get_bounding_boxes().tensor, expected)
+
+
 def test_an_unknown_sampler_is_told(blobs):
     cfg = loader_config(blobs, "DATALOADER.SAMPLER_TRAIN", "NoSampler")
     with pytest.raises(BucketRankError, match="use TrainingSampler or RepeatFactorTrainingSampler"):

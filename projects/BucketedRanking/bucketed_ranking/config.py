@@ -78,6 +78,21 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # Stages to output, of "p0" (stride 4) to "p3" (stride 32).
     cfg.MODEL.SWIN.OUT_FEATURES = ["p0", "p1", "p2", "p3"]
 
+    # The timm backbones (build_timm_fpn_backbone, build_timm_fpn_p6p7_from_p5_backbone). Their
+    # INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD are those that timm gives for NAME, unless a
+    # config or an option sets another; their features, for MODEL.FPN.IN_FEATURES, are c1 (stride 2)
+    # to c5 (stride 32); MODEL.BACKBONE.FREEZE_AT counts them; "timm://NAME" as MODEL.WEIGHTS stands
+    # for NAME's ImageNet weights.
+    cfg.MODEL.TIMM = CfgNode()
+    # A model of timm; with a tag, such as resnet50.a1_in1k, it names its weights too.
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # Batch norms as fixed maps, by the statistics and factors of their weights.
+    cfg.MODEL.TIMM.FREEZE_BN = False
+
+    # Change training pictures at random, more than Detectron2 by default: a crop of at least half
+    # the width and height of every second one, brightness, contrast, saturation; for small data.
+    cfg.INPUT.STRONG_AUGMENTATION = False
+
     # "SGD", or "AdamW", without weight decay on Swin's tables of relative positions.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # How many of the newest checkpoints stay, beside the best and the final one; 0: all.

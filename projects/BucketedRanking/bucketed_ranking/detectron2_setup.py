@@ -9,7 +9,6 @@ Only the standard library is imported at the top: this module must work where mu
 """
 
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from .environment import installed_version
 from .errors import BucketRankError
+from .package_registry import download_wheel, run_pip, run_python
 
 REGISTRY_PACKAGE = "sal-detectron2==0.7.2"
 REGISTRY_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
@@ -30,6 +30,7 @@ REGISTRY_COMMIT = "a59f0563"
 OFFICIAL_REPOSITORY = "git+https://github.com/facebookresearch/detectron2.git"
 OFFICIAL_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 
+_FAILED = "detectron2 could not be installed"
 GET_DETECTRON2 = "`bucketrank doctor --install-detectron2` installs it"
 
 # Packs the registry's files as an ordinary distribution; its dependencies are those of the
@@ -141,18 +142,16 @@ def install_detectron2(source: str | None, report: Callable[[str], None]) -> Non
         _pip("install", pinned)  # what it depends on
     # In a process of its own: this one may have imported another detectron2, or none.
     failed = f"detectron2 was installed from {source}, but does not import"
-    _python("-c", "import detectron2.modeling", failed=failed)
+    run_python("-c", "import detectron2.modeling", failed=failed)
     report(f"detectron2 {installed_version('detectron2')} is installed.")
 
 
 def _wheel_from_registry(folder: Path) -> Path:
     """Download the registry's wheel, checked by hash, and pack its Python files anew."""
-    requirement = folder / "requirement.txt"
-    requirement.write_text(f"{REGISTRY_PACKAGE} --hash=sha256:{REGISTRY_SHA256}\n")
     # Its tag says Python 3.10, because of the binary; the Python files run on every version.
-    any_python = ["--no-deps", "--only-binary=:all:", "--python-version=3.10"]
-    _pip("download", *any_python, "--require-hashes", "-r", str(requirement), "-d", str(folder))
-    (downloaded,) = folder.glob("*.whl")
+    downloaded = download_wheel(
+        REGISTRY_PACKAGE, REGISTRY_SHA256, folder, "--python-version=3.10", failed=_FAILED
+    )
     project = folder / "project"
     with zipfile.ZipFile(downloaded) as archive:
         for name in archive.namelist():
@@ -195,14 +194,4 @@ def _require_build_tools(source: str) -> None:
 
 
 def _pip(*arguments: str) -> None:
-    failed = f"detectron2 could not be installed: `pip {' '.join(arguments)}` failed"
-    _python("-m", "pip", "--disable-pip-version-check", "--no-input", *arguments, failed=failed)
-
-
-def _python(*arguments: str, failed: str) -> None:
-    """Run this environment's Python; raise `failed` with its error lines, else its last ones."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    if done.returncode != 0:
-        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        errors = [line for line in lines if "error:" in line.lower() or line.startswith("fatal")]
-        raise BucketRankError(f"{failed}: {' '.join(errors[:3] or lines[-3:])}")
+    run_pip(*arguments, failed=_FAILED)

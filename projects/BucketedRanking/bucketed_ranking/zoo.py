@@ -14,6 +14,7 @@ from .errors import BucketRankError
 from .published import PUBLISHED, PublishedRow
 
 _SWINS = {96: "Swin-T", 192: "Swin-L"}
+_TIMM_NAMES = {"tf_efficientnet_lite0": "EfficientNet-Lite0"}
 
 
 def available_configs() -> dict[str, Path]:
@@ -132,6 +133,9 @@ def _backbone(model: dict[str, Any]) -> str:
         return "small ResNet"
     if "swin" in builder:
         return _SWINS[model.get("SWIN", {}).get("EMBED_DIM", 96)]
+    if "timm" in builder:
+        name = model["TIMM"]["NAME"]
+        return _TIMM_NAMES.get(name, name)
     resnets = model["RESNETS"]
     deformable = any(resnets.get("DEFORM_ON_PER_STAGE", []))
     return f"R-{resnets['DEPTH']}{'-DCN' if deformable else ''}"

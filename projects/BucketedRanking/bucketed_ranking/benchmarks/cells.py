@@ -141,7 +141,7 @@ def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> lis
     if patterns is None:
         name = split_names(dataset)[0].removesuffix("_train") if dataset else None
         made_for = [summary.name for summary in list_configs() if summary.dataset == name]
-        return [config for config in made_for if not is_tiny(config)] or list(DEFAULT_DETECTORS)
+        return [config for config in made_for if not is_small(config)] or list(DEFAULT_DETECTORS)
     configs = available_configs()
     chosen: list[str] = []
     for pattern in patterns:
@@ -150,9 +150,18 @@ def choose_detectors(patterns: Sequence[str] | None, dataset: str | None) -> lis
 
 
 def is_tiny(config: str) -> bool:
-    """Whether a shipped config is one of the small detectors for a CPU."""
+    """Whether a shipped config is one of the tiny detectors that learn from scratch on a CPU."""
+    return _folder(config) == "Tiny"
+
+
+def is_small(config: str) -> bool:
+    """Whether a shipped config is tiny, or light: made for a CPU or one small GPU."""
+    return _folder(config) in ("Tiny", "Light")
+
+
+def _folder(config: str) -> str | None:
     path = available_configs().get(config)
-    return path is not None and path.parent.name == "Tiny"
+    return path and path.parent.name
 
 
 def _complete(cell: Cell) -> Cell:

@@ -30,7 +30,7 @@ from ..errors import BucketRankError
 from ..zoo import available_configs
 from . import cell_records as records
 from . import timing
-from .cells import DEFAULT_LOSSES, choose_detectors, is_tiny
+from .cells import DEFAULT_LOSSES, choose_detectors, is_small
 from .output import number
 from .timing import Timing, TimingOptions
 
@@ -71,7 +71,7 @@ def time_detectors(
     """
     for loss in losses or ():
         setup.check_loss(loss)
-    full_size = [name for name in available_configs() if not is_tiny(name)]
+    full_size = [name for name in available_configs() if not is_small(name)]
     configs = choose_detectors(detectors or full_size, None)
     entries: list[Record] = []
     for config, loss in itertools.product(configs, losses or DEFAULT_LOSSES):

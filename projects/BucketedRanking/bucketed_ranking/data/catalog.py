@@ -17,6 +17,7 @@ from ..errors import BucketRankError
 from .coco import DatasetInfo, clean_dataset
 from .entries import DatasetEntry
 from .files import read_coco
+from .formats import changed_source
 from .registry import find_dataset, list_datasets
 
 logger = logging.getLogger("bucketed_ranking.data")
@@ -48,6 +49,11 @@ def register(name: str, remembered: DatasetEntry | None = None) -> DatasetInfo:
     entry = find_dataset(name) if known else remembered
     if entry.origin == "detectron2":
         return _describe_builtin(entry)
+    if (source := changed_source(entry)) is not None:
+        logger.warning(
+            f"Data set '{name}': the labels in {source} have changed or gone since they were added "
+            "and are taken as they were; `bucketrank dataset add` with --force reads them anew"
+        )
     info = clean_dataset(entry)
     if _add_to_catalogs(info) and info.skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in info.skipped.items())

@@ -225,11 +225,16 @@ def _built_in(name: str) -> DatasetEntry:
     return DatasetEntry(name, root / json_path, root / images, origin="detectron2")
 
 
-def _check_options(name: str, val_json: Any, val_images: Any, val_fraction: Any) -> None:
+def check_name(name: str) -> None:
+    """Raise BucketRankError unless `name` can be a data set's name."""
     if not _NAME.fullmatch(name):
         raise BucketRankError(
             f"'{name}' cannot be a data set's name: use letters, digits, '_', '-' and '.'."
         )
+
+
+def _check_options(name: str, val_json: Any, val_images: Any, val_fraction: Any) -> None:
+    check_name(name)
     if val_json is not None and val_fraction is not None:
         raise BucketRankError("Give either --val-json or --val-fraction, not both.")
     if val_images is not None and val_json is None:

@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathHandler, PathManager
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from ..data.files import atomic_file, write_atomically
 from ..errors import BucketRankError
+from ..modeling.timm_backbones import TimmBackbone
+from ..pretrained import PREFIX, weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +109,26 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
+class _TimmHandler(PathHandler):
+    """Files named timm://NAME: the ImageNet weights of a model of timm."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, **kwargs: Any) -> str:
+        return str(weights_file(path.removeprefix(PREFIX)))
+
+
+PathManager.register_handler(_TimmHandler())
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """:class:`DetectionCheckpointer` that runs no code from a checkpoint: tensors and arrays only.
 
-    Reads its own format and those of Detectron2's, torchvision's and Swin's model zoos. Weights
-    move between losses: a classifier with a background column (Detectron2's Faster R-CNN) loads
-    into one without (ranking losses), ATSS and PAA with a quality branch into ones without, and
-    the other way round.
+    Reads its own format, those of Detectron2's, torchvision's, timm's and Swin's model zoos, and
+    files of safetensors. Weights move between losses: a classifier with a background column
+    (Detectron2's Faster R-CNN) loads into one without (ranking losses), ATSS and PAA with a quality
+    branch into ones without, and the other way round.
     """
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -168,7 +187,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"than tensors and would run code from the file ({reason}); if you trust where "
                 "they come from, re-save their state_dict with torch.save."
             ) from error
-        except (RuntimeError, EOFError, OSError) as error:
+        except (RuntimeError, EOFError, OSError, SafetensorError) as error:
             raise BucketRankError(
                 f"The weights {path} cannot be read: {(str(error) or 'no data').splitlines()[0]}"
             ) from error
@@ -192,6 +211,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pkl"):
             checkpoint = super()._load_file(filename)
+            if of_timm := timm_weights(checkpoint["model"], self.model, filename):
+                return {"model": of_timm, "backbone_only": True}
             weights = _backbone_weights(checkpoint["model"])
             return {"model": weights, "matching_heuristics": True} if weights else checkpoint
         with self.path_manager.open(filename, "rb") as file:
@@ -203,6 +224,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".safetensors"):
+            return load_file(filename)
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: dict[str, Any]):
@@ -211,6 +234,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         shapes = [name for name, *_ in incompatible.incorrect_shapes]
         self.unfitting = [*incompatible.missing_keys, *shapes]
+        if checkpoint.get("backbone_only"):
+            incompatible.missing_keys.clear()  # the rest of the detector: nothing to warn of
         return incompatible
 
 
@@ -235,6 +260,41 @@ def _backbone_weights(weights: dict[str, Any]) -> dict[str, Any]:
                     key = re.sub(pattern, replacement, key)
                 renamed[key] = value
     return renamed
+
+
+def timm_weights(
+    weights: dict[str, Any], model: nn.Module, filename: str
+) -> dict[str, torch.Tensor]:
+    """The weights of a timm backbone by the names that they have in `model`, without the rest.
+
+    Empty where `model` has no such backbone, or the weights are those of a whole detector.
+
+    Raises:
+        BucketRankError: they are of another model than the backbone.
+    """
+    for path, backbone in model.named_modules():
+        if isinstance(backbone, TimmBackbone) and not any(key.startswith(path) for key in weights):
+            wanted = backbone.model.state_dict()
+            flat = {_flattened(key): value for key, value in weights.items()}
+            found = {key: flat[_flattened(key)] for key in wanted if _flattened(key) in flat}
+            unfit = [
+                key
+                for key, value in wanted.items()
+                if not key.endswith("num_batches_tracked")
+                and (key not in found or found[key].shape != value.shape)
+            ]
+            if unfit:
+                raise BucketRankError(
+                    f"The weights {filename} are not those of MODEL.TIMM.NAME: {len(unfit)} of its "
+                    f"{len(wanted)} tensors are missing or have another shape, such as {unfit[0]}."
+                )
+            return {f"{path}.model.{key}": value for key, value in found.items()}
+    return {}
+
+
+def _flattened(key: str) -> str:
+    """timm's models of features say "stages_0.x" where its classifiers say "stages.0.x"."""
+    return key.replace("_", ".")
 
 
 def adapt_background_column(weights: dict[str, Any], model: dict[str, torch.Tensor]) -> None:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.catalog import lacks_mask
 from ..errors import BucketRankError
+from .augmentation import crops, training_augmentations
 from .mapper import UNREADABLE, PictureMapper
 
 logger = logging.getLogger(__name__)
@@ -158,9 +159,15 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    _as_floats(dicts)
     groups = [int(grouped and d["width"] > d["height"]) for d in dicts]
     batches = TrainingBatches(_build_stream(cfg, dicts), groups, batch_size, start)
-    mapper = PictureMapper(cfg, is_train=True)
+    mapper = PictureMapper(
+        cfg,
+        is_train=True,
+        augmentations=training_augmentations(cfg),
+        recompute_boxes=cfg.MODEL.MASK_ON and crops(cfg),
+    )
     if cfg.MODEL.MASK_ON:
         _prepare_masks(dicts, mapper)
     multiprocessing.util.Finalize(None, _kill_workers, exitpriority=100)
@@ -177,6 +184,14 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
         generator=torch.Generator().manual_seed(cfg.SEED),
     )
     return TrainingLoader(loader)
+
+
+def _as_floats(dicts: list[dict]) -> None:
+    """Makes coordinates floats: Detectron2's resizing cuts the fraction of those that are whole."""
+    for annotation in (annotation for d in dicts for annotation in d["annotations"]):
+        annotation["bbox"] = [float(value) for value in annotation["bbox"]]
+        if isinstance(polygons := annotation.get("segmentation"), list):
+            annotation["segmentation"] = [[float(v) for v in polygon] for polygon in polygons]
 
 
 def _prepare_masks(dicts: list[dict], mapper: DatasetMapper) -> None:

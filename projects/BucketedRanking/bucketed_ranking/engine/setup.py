@@ -23,6 +23,7 @@ from ..data.registry import split_names
 from ..environment import choose_device
 from ..errors import BucketRankError
 from ..losses import LOSS_NAMES
+from ..pretrained import describe_weights
 from ..zoo import find_config
 
 _MISFITS = (KeyError, ValueError, AssertionError, TypeError, AttributeError)
@@ -96,6 +97,8 @@ def load_config(
 ) -> CfgNode:
     """Read a config, choose its loss, apply the ranking recipe, then the user's own options.
 
+    The input of a timm backbone is set in between; see :func:`describe_timm_input`.
+
     Args:
         config: see :func:`find_config`.
         loss: a name of `LOSS_NAMES`, or "score"; None keeps the config's.
@@ -120,10 +123,31 @@ def load_config(
         raise BucketRankError(
             f"MODEL.RANKING.RECIPE of the config {path} does not fit: {_brief(error)}"
         ) from error
+    describe_timm_input(cfg)
     merge_options(cfg, options)
     check_values(cfg)
     cfg.MODEL.DEVICE = choose_device(device)
     return cfg
+
+
+def describe_timm_input(cfg: CfgNode) -> None:
+    """Give a timm backbone the pictures that its weights know: RGB, by timm's mean and std.
+
+    Of INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD those that still have Detectron2's
+    default are set.
+
+    Raises:
+        BucketRankError: timm has no model MODEL.TIMM.NAME.
+    """
+    if "timm" not in cfg.MODEL.BACKBONE.NAME:
+        return
+    described, default = describe_weights(cfg.MODEL.TIMM.NAME), default_config()
+    if default.INPUT.FORMAT == cfg.INPUT.FORMAT:
+        cfg.INPUT.FORMAT = "RGB"
+    if default.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_MEAN:
+        cfg.MODEL.PIXEL_MEAN = [255.0 * value for value in described.mean]
+    if default.MODEL.PIXEL_STD == cfg.MODEL.PIXEL_STD:
+        cfg.MODEL.PIXEL_STD = [255.0 * value for value in described.std]
 
 
 def merge_file(cfg: CfgNode, path: Path) -> None:

@@ -29,7 +29,7 @@ def build_resnet_fpn_p6p7_from_p5_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Detectron2's build_retinanet_resnet_fpn_backbone, but P6 comes from P5, not from res5."""
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     top_block = LastLevelP6P7(channels, channels, in_feature="p5")
-    return _build_fpn(cfg, build_resnet_backbone(cfg, input_shape), top_block)
+    return build_fpn(cfg, build_resnet_backbone(cfg, input_shape), top_block)
 
 
 @BACKBONE_REGISTRY.register()
@@ -53,7 +53,7 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             norm=norm,
         )
         stages.append(stage)
-    return _build_fpn(cfg, ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES))
+    return build_fpn(cfg, ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES))
 
 
 class _ModulatedDeformConv(DeformConv2d):
@@ -112,10 +112,11 @@ def build_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
 @BACKBONE_REGISTRY.register()
 def build_swin_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """:func:`build_swin_backbone` with FPN and, as in Detectron2's ResNet-FPN, p6 by pooling."""
-    return _build_fpn(cfg, build_swin_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_fpn(cfg, build_swin_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
-def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:
+def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:
+    """FPN over a backbone, as MODEL.FPN describes it."""
     fpn = cfg.MODEL.FPN
     return FPN(
         bottom_up,
