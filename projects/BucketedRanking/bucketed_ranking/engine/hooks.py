@@ -159,7 +159,9 @@ class KeepHistory(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         storage = self.trainer.storage
-        hints = storage.smoothing_hints()
+        # Of what was restored and has not been put again, the storage has no hint.
+        hints = {name: smooth for name, (_, smooth) in self.restored.items()}
+        hints |= storage.smoothing_hints()
         return {
             name: (history.values()[-self.window :], hints[name])
             for name, history in storage.histories().items()
