@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import mean
 from types import FrameType
@@ -95,6 +96,11 @@ class _Process:
     start_iter: int
     started: float = field(default_factory=time.monotonic)
 
+    def kill(self) -> None:
+        """End it, with all processes that it has started, at once."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+
 
 class CellRunner:
     """Runs every cell that is not finished and can be run, and tells how each ended.
@@ -130,7 +136,7 @@ class CellRunner:
                     time.sleep(_POLL_SECONDS)
         finally:
             for process in self.running:
-                process.popen.kill()
+                process.kill()
             for each, handler in before.items():
                 signal.signal(each, handler)
         return not self.signals
@@ -139,7 +145,10 @@ class CellRunner:
         """The first signal lets the cells save a checkpoint, the second one ends them."""
         self.signals += 1
         for process in self.running:
-            process.popen.send_signal(signal.SIGINT if self.signals == 1 else signal.SIGKILL)
+            if self.signals == 1:
+                process.popen.send_signal(signal.SIGINT)
+            else:
+                process.kill()
 
     def _start(self, cell: Cell, place: Place) -> None:
         cell.log.parent.mkdir(parents=True, exist_ok=True)
