@@ -195,6 +195,18 @@ def test_files_that_are_no_steps_are_refused(tmp_path):
             load_step(tmp_path / f"{number}.pth")
 
 
+def test_weights_of_another_detector_are_told(tmp_path):
+    step = build_step(tmp_path, [[bad_image("a")]], "retinanet_tiny", "brs")
+    with pytest.raises(NonFiniteError):
+        train(step, 1)
+    path = tmp_path / "nan" / "iteration_0000000.pth"
+    saved = torch.load(path, weights_only=True)
+    del saved["model"]["head.cls_score.bias"]
+    torch.save(saved, path)
+    with pytest.raises(BucketRankError, match="do not fit the detector"):
+        replay(path, "cpu")
+
+
 @pytest.mark.parametrize(
     ("options", "processes", "message"),
     [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bucketed_ranking.losses import RankingLoss
+from bucketed_ranking.losses.processes import AT_ONCE
 from tests.losses.conftest import Case
 from tests.processes import rank_parts, run_processes
 
@@ -45,7 +46,7 @@ def _one_process(loss: str, options: dict[str, Any], parts: list) -> dict[str, T
 def _cases(make_case: Callable, processes: int) -> list[dict[str, Any]]:
     kinds = [
         ("normal", 12, 60, {}), ("quarters", 30, 200, {"delta": 0}),
-        ("trained", 400, 500, {"chunk_size": 50}), ("solved", 5, 40, {"delta": 0.1}),
+        ("trained", 1300, 500, {"chunk_size": 500}), ("solved", 5, 40, {"delta": 0.1}),
         ("shifted", 20, 100, {}), ("tenths", 0, 30, {}), ("normal", 1, 30, {}),
         ("normal", 6, 0, {}),
     ]  # fmt: skip
@@ -103,11 +104,13 @@ def test_nan_of_one_process_shows_on_all_and_bytes_grow_with_positives_alone(
         for start in range(len(LOSSES)):
             few, more_negatives, more, most = numbers[start :: len(LOSSES)]
             assert few == more_negatives
-            # A logit and a value in float32 for each positive; for each of 2 P + 1 bins two sums in
-            # float64, and whether anything is not a number; the number of positives.
-            assert few == 20 * 8 + (2 * (2 * 20 + 1) + 1) * 8 + 8
-            assert (more - few) / 180 == (most - few) / 1980 == 40
-        assert all(len(result["sent"]) == 3 for result in found[of_nan:])
+            # A logit and a value in float32 for so many positives; for each of 2 P + 1 bins two
+            # sums in float64, and whether anything is not a number.
+            assert few == (1 + AT_ONCE) * 8 + (2 * (2 * 20 + 1) + 1) * 8
+            assert more - few == 180 * 32
+            assert most - few == 1980 * 32 + (2000 - AT_ONCE) * 8
+        collectives = [len(result["sent"]) for result in found[of_nan:]]
+        assert collectives == [2] * (3 * len(LOSSES)) + [3] * len(LOSSES)
 
 
 @pytest.mark.parametrize("loss", ["ap", "bap", "brs", "alrp"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..config import ranking_scope
 from ..environment import choose_device
+from ..errors import BucketRankError
 from .failed_step import as_image, load_step
 from .hooks import seed_iteration
 from .step import (
@@ -47,12 +48,19 @@ def replay(path: Path, device: str | None = None) -> Replay:
     put together.
 
     Raises:
-        BucketRankError: see :func:`load_step` and :func:`choose_device`.
+        BucketRankError: see :func:`load_step` and :func:`choose_device`, or the weights are those
+            of another version's detector.
     """
     cfg, step = load_step(path)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = choose_device(device), ""
     model = build_model(cfg).train()
-    model.load_state_dict(step["model"])
+    try:
+        model.load_state_dict(step["model"])
+    except RuntimeError as error:
+        raise BucketRankError(
+            f"The weights in {path} do not fit the detector that this version builds; run it with "
+            "the version that saved it."
+        ) from error
     if step["loss_normalizer"] is not None:
         model.loss_normalizer = step["loss_normalizer"]
     batches = [[as_image(image) for image in batch] for batch in step["batches"]]

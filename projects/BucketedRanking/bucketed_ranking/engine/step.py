@@ -201,7 +201,7 @@ class TrainingStep(SimpleTrainer):
             )
 
     def _what_is_wrong(self, losses: dict[str, float], problems: Sequence[str | None]) -> str:
-        said = "".join(f" ({problem})" for problem in problems if problem is not None)
+        said = "".join(f" ({problem})" for problem in dict.fromkeys(problems) if problem)
         terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         if not all(map(math.isfinite, losses.values())):
             return f"The loss is not finite: {terms}{said}."

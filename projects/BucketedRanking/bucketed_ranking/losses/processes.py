@@ -8,17 +8,31 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
+AT_ONCE = 512
+"""Rows that a process sends before it knows how many the others have: 4 KB of float32 pairs, which
+take no longer than their number alone would."""
+
 
 def gather_rows(rows: Tensor, group: "dist.ProcessGroup") -> tuple[Tensor, slice]:
     """The rows of all processes in the order of their ranks, and which of them are this process'.
 
-    ``rows`` are [R, K], R of each process' own, K and the type common. Two collectives; the host
-    waits for the first, as R decides the shapes of all that follows.
+    ``rows`` are [R, K], float32 or float64, R of each process' own, K and the type common. One
+    collective, of a fixed size, and a second where a process has more rows than that takes. The
+    host waits for the first, which says how many rows there are.
     """
-    counts = torch.cat(_gather(rows.new_full((1,), len(rows), dtype=torch.int64), group)).tolist()
-    padded = _gather(pad(rows, (0, 0, 0, max(counts) - len(rows))), group)
+    block = rows.new_zeros(1 + AT_ONCE, rows.shape[1])
+    block[0] = len(rows)
+    block[1 : 1 + len(rows)] = rows[:AT_ONCE]
+    blocks = _gather(block, group)
+    counts = [int(count) for count in torch.stack([each[0, 0] for each in blocks]).tolist()]
+    parts = [each[1 : 1 + count] for each, count in zip(blocks, counts, strict=True)]
+    most = max(counts) - AT_ONCE
+    if most > 0:
+        rest = rows[AT_ONCE:]
+        rests = _gather(pad(rest, (0, 0, 0, most - len(rest))), group)
+        for rank, count in enumerate(counts):
+            parts[rank] = torch.cat([parts[rank], rests[rank][: max(count - AT_ONCE, 0)]])
     start = sum(counts[: dist.get_rank(group)])
-    parts = [part[:count] for part, count in zip(padded, counts, strict=True)]
     return torch.cat(parts), slice(start, start + len(rows))
 
 
