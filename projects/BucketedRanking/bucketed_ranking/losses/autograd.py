@@ -119,7 +119,7 @@ def _rank_nothing(
     objective: Objective, positives: Tensor, negatives: "_Negatives"
 ) -> tuple[Terms, Tensor]:
     """Without positives every loss and gradient is zero; a NaN among the logits shows even so."""
-    found = [chunk.numel() > 0 for chunk in negatives.above(torch.inf)]
+    found = [bool(chunk.isnan().any()) for chunk in negatives.above(torch.inf)]
     loss = positives.new_full((), torch.nan if any(found) else 0.0)
     losses = tuple(loss.clone() for _ in objective.outputs)
     negatives.places = negatives.places[:0]
