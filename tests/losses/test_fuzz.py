@@ -3,15 +3,15 @@
 import contextlib
 from typing import Any
 
-import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from bucketed_ranking.losses import LOSS_NAMES, RankingLoss
 
 INFINITY = float("inf")
+CASES = settings.default.max_examples // 3
 # Relative to the largest value; gradients are rounded to the type of the logits.
 TOLERANCES = {
     torch.float64: 1e-9,
@@ -66,6 +66,7 @@ def losses_and_gradients(loss: RankingLoss, logits: Tensor, targets: Tensor, lay
     return torch.stack(list(found.values())).detach(), leaf.grad, box_grad
 
 
+@settings(max_examples=CASES)
 @given(cases())
 def test_losses_equal_the_loop_in_float64_whatever_the_logits(case: dict[str, Any]) -> None:
     loss = RankingLoss(case["name"], delta=case["delta"], chunk_size=case["chunk_size"])
@@ -82,6 +83,7 @@ def test_losses_equal_the_loop_in_float64_whatever_the_logits(case: dict[str, An
         torch.testing.assert_close(given_.double(), reference, rtol=0, atol=tolerance * scale)
 
 
+@settings(max_examples=CASES)
 @given(cases(), st.sampled_from([float("nan"), INFINITY, -INFINITY]), st.integers(0))
 def test_what_cannot_be_ranked_is_nan_and_nothing_else(
     case: dict[str, Any], value: float, place: int
@@ -97,8 +99,8 @@ def test_what_cannot_be_ranked_is_nan_and_nothing_else(
     assert grad.shape == logits.shape
 
 
-@pytest.mark.parametrize("name", sorted(LOSS_NAMES))
-@given(data=st.data())
+@settings(max_examples=CASES)
+@given(st.sampled_from(sorted(LOSS_NAMES)), st.data())
 def test_wrong_arguments_raise_a_value_error_or_none(name: str, data: Any) -> None:
     dtypes = [torch.float32, torch.float64, torch.int64, torch.bool, torch.complex64]
     shapes = st.lists(st.integers(0, 3), max_size=3)
