@@ -14,7 +14,12 @@ os.environ["MPLBACKEND"] = "Agg"
 
 # A shared machine is slow at times, which is no failure; what CI finds must be found again.
 settings.register_profile("bucketrank", deadline=None, derandomize="CI" in os.environ)
-settings.load_profile("bucketrank")
+# BUCKETRANK_FUZZ=thorough: more than 10,000 cases in the fuzz tests, which takes most of an hour.
+# Run it with `pytest -k fuzz --timeout 3600`, in a shell whose memory is bounded (ulimit -v).
+settings.register_profile("thorough", deadline=None, max_examples=10_000, print_blob=True)
+settings.load_profile(
+    "thorough" if os.environ.get("BUCKETRANK_FUZZ") == "thorough" else "bucketrank"
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

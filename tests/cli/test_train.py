@@ -252,6 +252,19 @@ def test_masks_are_trained_measured_and_predicted(cells, tmp_path):
     assert all(p["segmentation"]["size"] == size for p in predictions)
 
 
+@pytest.mark.parametrize("counts", ["zzzz", [-100, 7780], [0.5, 7679.5]], ids=str)
+def test_run_lengths_of_garbage_do_not_stop_the_evaluation_of_masks(cells, tmp_path, counts):
+    content = json.loads((cells / "val" / "instances.json").read_text())
+    content["annotations"][0]["segmentation"] = {"counts": counts, "size": [80, 96]}
+    (tmp_path / "garbage.json").write_text(json.dumps(content))
+    add_dataset("garbage", tmp_path / "garbage.json", cells / "val" / "images", force=True)
+    result = invoke("train", "mask_rcnn_tiny", "--train", "cells_train", "--val", "garbage",
+                    "--output", tmp_path / "run", *SHORT, "SOLVER.MAX_ITER", "1")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["datasets"]["garbage"]["skipped"] == {"invalid mask": 1}
+
+
 @pytest.mark.parametrize("source", ["retinanet_tiny", "no_such_run"])
 def test_predict_with_what_is_no_run_is_told(source, run_dir, cells, tmp_path):
     picture, weights = cells / "test" / "images" / "001.jpg", run_dir / "model_final.pth"

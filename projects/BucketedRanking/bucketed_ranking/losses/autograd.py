@@ -156,7 +156,7 @@ def _rank_nothing(
     group: "dist.ProcessGroup | None",
 ) -> tuple[Terms, Tensor]:
     """Without positives every loss and gradient is zero; a NaN among the logits shows even so."""
-    found = [chunk.numel() > 0 for chunk in negatives.above(torch.inf)]
+    found = [bool(chunk.isnan().any()) for chunk in negatives.above(torch.inf)]
     loss = positives.new_full((), torch.nan if any(found) else 0.0)
     if group is not None:
         sum_in_place([loss], group)
