@@ -43,6 +43,8 @@ def test_another_batch_sees_as_many_pictures_with_a_learning_rate_that_fits_it()
     assert (solver.IMS_PER_BATCH, solver.MAX_ITER) == (4, 360000)
     assert pytest.approx(0.012 / 4) == solver.BASE_LR
     assert planned("faster_rcnn_R_50_FPN_1x", batch_size=16).SOLVER.BASE_LR == 0.012
+    light = planned("retinanet_lite0_FPN", batch_size=2)
+    assert (light.TEST.EVAL_PERIOD, light.SOLVER.CHECKPOINT_PERIOD) == (2000, 2000)
     adam = planned("faster_rcnn_swin_t_FPN_1x", batch_size=4).SOLVER
     assert pytest.approx(0.0001 / 2) == adam.BASE_LR
     assert planned("faster_rcnn_R_50_FPN_1x", batch_size=4, lr=0.5).SOLVER.BASE_LR == 0.5

@@ -9,15 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathHandler, PathManager
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
 from ..data.files import atomic_file, write_atomically
 from ..errors import BucketRankError
-from ..modeling.timm_backbones import TimmBackbone
-from ..pretrained import PREFIX, weights_file
+from .timm_weights import timm_weights
 
 logger = logging.getLogger(__name__)
 
@@ -109,19 +106,6 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
-class _TimmHandler(PathHandler):
-    """Files named timm://NAME: the ImageNet weights of a model of timm."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _get_local_path(self, path: str, **kwargs: Any) -> str:
-        return str(weights_file(path.removeprefix(PREFIX)))
-
-
-PathManager.register_handler(_TimmHandler())
-
-
 class SafeCheckpointer(DetectionCheckpointer):
     """:class:`DetectionCheckpointer` that runs no code from a checkpoint: tensors and arrays only.
 
@@ -187,7 +171,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"than tensors and would run code from the file ({reason}); if you trust where "
                 "they come from, re-save their state_dict with torch.save."
             ) from error
-        except (RuntimeError, EOFError, OSError, SafetensorError) as error:
+        except (RuntimeError, EOFError, OSError) as error:
             raise BucketRankError(
                 f"The weights {path} cannot be read: {(str(error) or 'no data').splitlines()[0]}"
             ) from error
@@ -225,7 +209,10 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".safetensors"):
-            return load_file(filename)
+            try:
+                return load_file(filename)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: dict[str, Any]):
@@ -260,41 +247,6 @@ def _backbone_weights(weights: dict[str, Any]) -> dict[str, Any]:
                     key = re.sub(pattern, replacement, key)
                 renamed[key] = value
     return renamed
-
-
-def timm_weights(
-    weights: dict[str, Any], model: nn.Module, filename: str
-) -> dict[str, torch.Tensor]:
-    """The weights of a timm backbone by the names that they have in `model`, without the rest.
-
-    Empty where `model` has no such backbone, or the weights are those of a whole detector.
-
-    Raises:
-        BucketRankError: they are of another model than the backbone.
-    """
-    for path, backbone in model.named_modules():
-        if isinstance(backbone, TimmBackbone) and not any(key.startswith(path) for key in weights):
-            wanted = backbone.model.state_dict()
-            flat = {_flattened(key): value for key, value in weights.items()}
-            found = {key: flat[_flattened(key)] for key in wanted if _flattened(key) in flat}
-            unfit = [
-                key
-                for key, value in wanted.items()
-                if not key.endswith("num_batches_tracked")
-                and (key not in found or found[key].shape != value.shape)
-            ]
-            if unfit:
-                raise BucketRankError(
-                    f"The weights {filename} are not those of MODEL.TIMM.NAME: {len(unfit)} of its "
-                    f"{len(wanted)} tensors are missing or have another shape, such as {unfit[0]}."
-                )
-            return {f"{path}.model.{key}": value for key, value in found.items()}
-    return {}
-
-
-def _flattened(key: str) -> str:
-    """timm's models of features say "stages_0.x" where its classifiers say "stages.0.x"."""
-    return key.replace("_", ".")
 
 
 def adapt_background_column(weights: dict[str, Any], model: dict[str, torch.Tensor]) -> None:

@@ -64,9 +64,12 @@ def _schedule(
         "SOLVER.WARMUP_ITERS", str(round(solver.WARMUP_ITERS * min(1, scale))),
     ]  # fmt: skip
     if epochs is not None:
-        period = math.ceil(iterations / max(1, min(_EVALUATIONS, int(epochs))))
-        options += ["TEST.EVAL_PERIOD", str(period), "SOLVER.CHECKPOINT_PERIOD", str(period)]
-    return options
+        evaluate = save = math.ceil(iterations / max(1, min(_EVALUATIONS, int(epochs))))
+    else:
+        evaluate, save = (
+            math.ceil(period * scale) for period in (cfg.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD)
+        )
+    return [*options, "TEST.EVAL_PERIOD", str(evaluate), "SOLVER.CHECKPOINT_PERIOD", str(save)]
 
 
 def _picture_sizes(cfg: CfgNode, image_size: int) -> list[str]:
