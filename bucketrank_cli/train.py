@@ -10,6 +10,10 @@ import typer
 from .options import ConfigOptions, Device, print_results, say
 
 
+_STOPPED = 130
+"""Exit code of a training that was stopped, as shells give it for Ctrl-C."""
+
+
 class OnNan(StrEnum):
     stop = "stop"
     skip = "skip"
@@ -108,7 +112,7 @@ def train(
     require_detectron2("Training")
     from bucketed_ranking.engine import run_folder, runs, setup
     from bucketed_ranking.engine.plan import plan_training, plan_weights
-    from bucketed_ranking.engine.processes import Processes, is_first_process
+    from bucketed_ranking.engine.processes import Processes, is_first_process, started_outside
 
     cfg = setup.load_config(config, loss=loss, options=options or [], device=device)
     names = setup.choose_datasets(cfg, dataset, train_split, val_split)
@@ -129,7 +133,10 @@ def train(
     cfg = runs.scale_to_processes(cfg, processes)
     if not is_first_process(processes):
         # Of several that were started by hand, by torchrun or by Slurm, the first one speaks.
-        runs.train(cfg, processes=processes, profile=profile)
+        try:
+            runs.train(cfg, processes=processes, profile=profile)
+        except runs.TrainingInterruptedError:
+            raise typer.Exit(_STOPPED) from None
         return
     if planned:
         pairs = zip(planned[::2], planned[1::2], strict=True)
@@ -141,7 +148,8 @@ def train(
         return
     run_folder.choose_seed(cfg, seed, resume)
     run_folder.prepare_run(cfg, resume)
-    together = f", {processes.total} processes" if processes.total > 1 else ""
+    total = (started_outside() or processes).total
+    together = f", {total} processes" if total > 1 else ""
     say(
         f"Training {Path(config).stem} with {cfg.MODEL.RANKING.LOSS} on {names[0]} "
         f"({info.num_images} images, {info.num_annotations} boxes, {info.num_classes} classes), "
@@ -154,7 +162,7 @@ def train(
             f"Stopped after iteration {stop.iteration}; the checkpoint is saved. The same command "
             "with --resume goes on from there."
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(_STOPPED) from None
     print_results(results)
     if results["unreadable_images"]:
         say(

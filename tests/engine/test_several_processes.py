@@ -139,10 +139,16 @@ def test_stopped_and_killed_it_ends_as_if_nothing_had_happened(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_trains_the_same(whole, tmp_path):
+def test_torchrun_trains_the_same_and_stops(whole, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     output = tmp_path / "run"
-    assert ended(start(output, launcher=torchrun)) == 0, printed(output)
+    process = start(output, launcher=torchrun)
+    wait_for(output, 10, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    ended(process)  # torchrun has exit codes, and a traceback, of its own
+    assert printed(output).count("Stopped after iteration") == 1
+    assert "This is a bug" not in printed(output)
+    assert ended(start(output, "--resume", launcher=torchrun)) == 0, printed(output)
     assert printed(output).count("Everything is in") == 1
     assert_same_run(output, whole)
 
