@@ -9,7 +9,6 @@ import typer
 
 from .options import ConfigOptions, Device, print_results, say
 
-
 _STOPPED = 130
 """Exit code of a training that was stopped, as shells give it for Ctrl-C."""
 
