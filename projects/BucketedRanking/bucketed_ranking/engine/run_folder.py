@@ -199,10 +199,10 @@ def _may_change(key: str) -> bool:
 
 def is_finished(run_dir: Path, max_iter: int) -> bool:
     """Whether a run has been trained for `max_iter` iterations and evaluated."""
-    if not is_run(run_dir):
+    if not is_run(run_dir) or not (run_dir / RESULTS).is_file():
         return False
     record = read_json(run_dir / RECORD)
-    return record["state"] == "finished" and record["iterations"] >= max_iter
+    return record["state"] == "finished" and record["iterations"] == max_iter
 
 
 def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:

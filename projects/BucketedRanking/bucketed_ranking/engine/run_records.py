@@ -32,7 +32,7 @@ def read_run(folder: Path, max_iter: int) -> Record | None:
     done = min(metrics[-1]["iteration"] + 1, max_iter) if metrics else 0
     record["iterations"] = max(run["iterations"], done)
     record["curves"] = _curves(metrics, max_iter)
-    if is_finished(folder, max_iter) and (folder / RESULTS).is_file():
+    if is_finished(folder, max_iter):
         return {**record, "state": "finished", **_results(folder, run, metrics)}
     return {**record, "state": run["state"] if run["state"] != "finished" else "training"}
 
