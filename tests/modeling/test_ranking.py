@@ -44,7 +44,7 @@ def test_every_option_of_the_config_arrives():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["MODEL.RANKING.DELTA", "-1.0"], "delta must be"),
+        (["MODEL.RANKING.DELTA", "-1.0"], "MODEL.RANKING.DELTA is -1.0; it must be 0 or more"),
         (["MODEL.RANKING.INTERPOLATED", "True"], "only the AP loss can be interpolated"),
         (["MODEL.RANKING.CHUNK_SIZE", "10"], "only algorithm 'exact' has a chunk_size"),
     ],

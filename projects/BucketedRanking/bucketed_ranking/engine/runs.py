@@ -216,6 +216,8 @@ def _train(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None
             record["ended"] = _now()
             record["skipped_iterations"] = trainer.skipped
             write_results(output / RECORD, record)
+            if record["state"] == "diverged":
+                comm.synchronize()  # all of them are here; torch ends them when one has ended
         results = _results(cfg, trainer, len(record["unreadable_images"]))
         write_results(output / RESULTS, results)
 
