@@ -73,7 +73,7 @@ class KeepCheckpoints(HookBase):
         if comm.is_main_process() and self.keep:
             numbered = Path(self.trainer.checkpointer.save_dir).glob("model_[0-9]*.pth")
             for old in sorted(numbered)[: -self.keep]:
-                old.unlink()
+                old.unlink(missing_ok=True)
         comm.synchronize()
 
 

@@ -152,7 +152,9 @@ class _ForwardedStop(StopRequest):
 
     def again(self) -> None:
         self.first()
-        threading.Timer(_GRACE_S, _kill_children).start()
+        timer = threading.Timer(_GRACE_S, _kill_children)
+        timer.daemon = True
+        timer.start()
 
 
 def _kill_children() -> None:
@@ -170,7 +172,7 @@ def run_together(
     is set.
 
     Raises:
-        TrainingInterruptedError: one process was stopped; of several, none raises it here.
+        TrainingInterruptedError: they were stopped.
         BucketRankError: raised by one of them, or one was killed.
         KeyboardInterrupt: a second signal, or one before training began, ended them.
     """
@@ -186,7 +188,7 @@ def run_together(
             function(*args, stop)
         return
     threads = max(1, torch.get_num_threads() // processes.per_machine)
-    errors = multiprocessing.get_context("spawn").SimpleQueue()
+    raised = multiprocessing.get_context("spawn").SimpleQueue()
     with _ForwardedStop() as stop:
         try:
             launch(
@@ -195,13 +197,13 @@ def run_together(
                 num_machines=processes.machines,
                 machine_rank=processes.machine_rank,
                 dist_url=processes.url,
-                args=(function, args, errors, threads),
+                args=(function, args, raised, threads),
             )
         except (ProcessExitedException, ProcessRaisedException) as error:
             if stop.received is not None:
                 raise KeyboardInterrupt from error
-            if not errors.empty():
-                raise BucketRankError(errors.get()) from error
+            if not raised.empty():
+                raise raised.get() from error
             if isinstance(error, ProcessExitedException) and error.signal_name:
                 hint = ", which the system sends when memory runs out"
                 raise BucketRankError(
@@ -210,20 +212,23 @@ def run_together(
                     "--resume goes on from the last checkpoint."
                 ) from error
             raise
+    if not raised.empty():
+        raise raised.get()
 
 
 def _take_part(
-    function: Callable[..., None], args: tuple[Any, ...], errors: Any, threads: int
+    function: Callable[..., None], args: tuple[Any, ...], raised: Any, threads: int
 ) -> None:
+    """What a process does that was started here; what the user is to hear goes into `raised`."""
     with StopRequest() as stop:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(threads)
         try:
             function(*args, stop)
-        except TrainingInterruptedError:
-            pass  # the record says so; ending well keeps torch from ending the others
+        except TrainingInterruptedError as error:
+            raised.put(error)  # and end well, or torch would end the others
         except BucketRankError as error:
-            errors.put(str(error))
+            raised.put(error)
             raise
 
 

@@ -102,12 +102,7 @@ def train(
                 f"{record['error']} The log is in {output / 'log.txt'}."
             ) from error
         raise
-    if not first:
-        return None
-    record = read_json(output / RECORD)
-    if record["state"] == "interrupted":
-        raise TrainingInterruptedError(record["iterations"] - 1)
-    return read_json(output / RESULTS)
+    return read_json(output / RESULTS) if first else None
 
 
 def scale_to_processes(cfg: CfgNode, processes: Processes) -> CfgNode:

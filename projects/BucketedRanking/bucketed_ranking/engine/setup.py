@@ -49,6 +49,7 @@ _RANGES = {
     "MODEL.SMALL_RESNET.CHANNELS": (1, math.inf),
     "SEED": (-1, 2**31 - 1),  # NumPy takes 32 bits, and processes count on from it
     "SOLVER.BASE_LR": (0, _FINITE),
+    "SOLVER.CHECKPOINT_KEEP": (0, math.inf),
     "SOLVER.CHECKPOINT_PERIOD": (1, math.inf),
     "SOLVER.GAMMA": (0, _FINITE),
     "SOLVER.IMS_PER_BATCH": (1, math.inf),
