@@ -253,9 +253,10 @@ def test_masks_are_trained_measured_and_predicted(cells, tmp_path):
 
 
 @pytest.mark.parametrize("counts", ["zzzz", [-100, 7780], [0.5, 7679.5]], ids=str)
-def test_run_lengths_of_garbage_do_not_stop_the_evaluation_of_masks(cells, tmp_path, counts):
+def test_neither_garbage_nor_crowds_without_a_mask_stop_an_evaluation(cells, tmp_path, counts):
     content = json.loads((cells / "val" / "instances.json").read_text())
     content["annotations"][0]["segmentation"] = {"counts": counts, "size": [80, 96]}
+    content["annotations"][1] |= {"iscrowd": 1, "segmentation": []}
     (tmp_path / "garbage.json").write_text(json.dumps(content))
     add_dataset("garbage", tmp_path / "garbage.json", cells / "val" / "images", force=True)
     result = invoke("train", "mask_rcnn_tiny", "--train", "cells_train", "--val", "garbage",

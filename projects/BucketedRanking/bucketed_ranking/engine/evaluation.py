@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import nn
 
-from ..data.catalog import category_ids, lacks_mask
+from ..data.catalog import category_ids
 from ..data.files import write_atomically
 from ..errors import BucketRankError
 from .cityscapes import CityscapesEvaluator
@@ -43,7 +43,7 @@ class DetectionEvaluator(COCOEvaluator):
     Pictures that could not be read (see :class:`EvaluationMapper`) are left out with their objects,
     named in a warning and counted in the results, "unreadable_images".
 
-    With the task "segm", an object without a mask counts as a crowd, its box as the region.
+    With the task "segm", what has no mask counts as a crowd, its box as the region.
     """
 
     def __init__(self, dataset_name: str, *, tasks: tuple[str, ...], output_dir: str):
@@ -59,7 +59,9 @@ class DetectionEvaluator(COCOEvaluator):
         self._coco_api = COCO(self._coco_api.dataset)
         self._category_ids = category_ids(dataset_name)
         if "segm" in tasks:
-            for annotation in filter(lacks_mask, self._coco_api.anns.values()):
+            for annotation in self._coco_api.anns.values():
+                if annotation.get("segmentation"):
+                    continue
                 x, y, width, height = annotation["bbox"]
                 corners = [x, y, x + width, y, x + width, y + height, x, y + height]
                 annotation |= {"iscrowd": 1, "segmentation": [corners]}
