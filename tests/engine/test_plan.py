@@ -25,9 +25,9 @@ def test_nothing_given_changes_nothing():
 def test_epochs_set_length_warm_up_and_evaluations():
     solver = planned("retinanet_tiny", epochs=30).SOLVER  # 8 pictures a step
     assert (solver.MAX_ITER, solver.CHECKPOINT_PERIOD) == (750, 75)
-    assert solver.WARMUP_ITERS == 47
+    assert solver.WARMUP_ITERS == 50
     cfg = planned("retinanet_tiny", epochs=2)
-    assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (50, 25)
+    assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.WARMUP_ITERS) == (50, 25, 5)
     assert planned("retinanet_tiny", epochs=100).SOLVER.WARMUP_ITERS == 50
     assert planned("retinanet_tiny", num_images=3, epochs=0.5).SOLVER.MAX_ITER == 1
 

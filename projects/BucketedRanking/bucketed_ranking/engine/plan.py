@@ -24,11 +24,12 @@ def plan_training(
 ) -> list[str]:
     """KEY VALUE pairs for what is given; what is left out stays as `cfg` has it.
 
-    A schedule keeps its shape: warm-up and steps shrink and grow with it. With `epochs` there are
-    ten evaluations and checkpoints, or one an epoch where these are fewer. Another batch sees as
-    many pictures in all; its learning rate is that of the config times the ratio of the batches
-    with SGD (Goyal et al., 2017), times its square root with AdamW (Malladi et al., NeurIPS 2022).
-    Every picture size of the config scales with that of the test, which becomes `image_size`.
+    A schedule's steps keep their place in it, and its warm-up is that of the config or a tenth of
+    it, whichever is shorter. With `epochs` there are ten evaluations and checkpoints, or one an
+    epoch where these are fewer. Another batch sees as many pictures in all; its learning rate is
+    that of the config times the ratio of the batches with SGD (Goyal et al., 2017), times its
+    square root with AdamW (Malladi et al., NeurIPS 2022). Every picture size of the config scales
+    with that of the test, which becomes `image_size`.
 
     Args:
         num_images: of the training data, one epoch.
@@ -61,7 +62,7 @@ def _schedule(
         "SOLVER.IMS_PER_BATCH", str(batch),
         "SOLVER.MAX_ITER", str(iterations),
         "SOLVER.STEPS", str(steps),
-        "SOLVER.WARMUP_ITERS", str(round(solver.WARMUP_ITERS * min(1, scale))),
+        "SOLVER.WARMUP_ITERS", str(min(solver.WARMUP_ITERS, iterations // 10)),
     ]  # fmt: skip
     if epochs is not None:
         evaluate = save = math.ceil(iterations / max(1, min(_EVALUATIONS, int(epochs))))
