@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bucketed_ranking.balance import FIRST_FACTOR
 from bucketed_ranking.engine import runs
+from bucketed_ranking.engine.data_loader import images_per_process
 from bucketed_ranking.engine.failed_step import as_image, as_plain, load_step
 from bucketed_ranking.engine.replay import replay
 from bucketed_ranking.engine.setup import configure_datasets, load_config
@@ -20,7 +21,6 @@ from bucketed_ranking.engine.step import (
     TrainingStep,
     accumulate_gradients,
     build_grad_scaler,
-    check_step_config,
 )
 from bucketed_ranking.errors import BucketRankError
 from tests.parallel_trainers import (
@@ -210,7 +210,7 @@ def test_weights_of_another_detector_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("options", "processes", "message"),
     [
-        (("SOLVER.ON_NAN", "go on"), 1, "use stop or skip"),
+        (("SOLVER.ON_NAN", "go on"), 1, "ON_NAN is 'go on'; it must be one of skip, stop"),
         (("SOLVER.ACCUMULATE", "0"), 1, "ACCUMULATE is 0"),
         (("SOLVER.MAX_SKIPPED", "0"), 1, "MAX_SKIPPED is 0"),
         (("SOLVER.ACCUMULATE", "3", "SOLVER.IMS_PER_BATCH", "6"), 4, "choose a multiple of 12"),
@@ -219,7 +219,7 @@ def test_weights_of_another_detector_are_told(tmp_path):
 )
 def test_keys_that_cannot_be_honoured_are_told(options, processes, message):
     with pytest.raises(BucketRankError, match=message):
-        check_step_config(narrow_config("retinanet_tiny", "brs", *options), processes)
+        images_per_process(narrow_config("retinanet_tiny", "brs", *options), processes)
 
 
 def test_several_processes_agree_and_do_what_one_does(tmp_path):

@@ -118,13 +118,17 @@ class TrainingLoader:
 
 
 def images_per_process(cfg: CfgNode, processes: int) -> int:
-    """How many images of a batch each process has; BucketRankError if it does not divide."""
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
+    """How many images of a batch each process has; BucketRankError if it does not divide over them,
+    and into SOLVER.ACCUMULATE parts."""
+    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if batch % (processes * parts):
+        over = [f"over {processes} processes"] if processes > 1 else []
+        into = [f"into SOLVER.ACCUMULATE = {parts} parts"] if parts > 1 else []
         raise BucketRankError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which does not divide over "
-            f"{processes} processes; choose a multiple of {processes}."
+            f"SOLVER.IMS_PER_BATCH is {batch}, which does not divide {' and '.join(over + into)}; "
+            f"choose a multiple of {processes * parts}."
         )
-    return cfg.SOLVER.IMS_PER_BATCH // processes
+    return batch // processes
 
 
 def _ignore_stop_signals(worker: int) -> None:

@@ -47,7 +47,6 @@ from .run_folder import (
     read_json,
 )
 from .run_logging import run_logging
-from .step import check_step_config
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -122,7 +121,6 @@ def scale_to_processes(cfg: CfgNode, processes: Processes) -> CfgNode:
         images_per_process(cfg, reference)
     cfg = DefaultTrainer.auto_scale_workers(cfg, total)
     images_per_process(cfg, total)
-    check_step_config(cfg, total)
     return cfg
 
 

@@ -48,12 +48,14 @@ _RANGES = {
     "MODEL.RANKING.RPN_LOSS_WEIGHT": (0, _FINITE),
     "MODEL.SMALL_RESNET.CHANNELS": (1, math.inf),
     "SEED": (-1, 2**31 - 1),  # NumPy takes 32 bits, and processes count on from it
+    "SOLVER.ACCUMULATE": (1, math.inf),
     "SOLVER.BASE_LR": (0, _FINITE),
     "SOLVER.CHECKPOINT_KEEP": (0, math.inf),
     "SOLVER.CHECKPOINT_PERIOD": (1, math.inf),
     "SOLVER.GAMMA": (0, _FINITE),
     "SOLVER.IMS_PER_BATCH": (1, math.inf),
     "SOLVER.MAX_ITER": (1, math.inf),
+    "SOLVER.MAX_SKIPPED": (1, math.inf),
     "SOLVER.MOMENTUM": (0, 1),
     "SOLVER.STEPS": (0, math.inf),
     "SOLVER.WARMUP_FACTOR": (0, 1),
@@ -77,6 +79,8 @@ _CHOICES: dict[str, Registry | set[str]] = {
     "SOLVER.LR_SCHEDULER_NAME": {
         "WarmupCosineLR", "WarmupMultiStepLR", "WarmupStepWithFixedGammaLR",
     },
+    "SOLVER.ON_NAN": {"skip", "stop"},
+    "SOLVER.OPTIMIZER": {"AdamW", "SGD"},
     "SOLVER.WARMUP_METHOD": {"constant", "linear"},
 }  # fmt: skip
 """The names that a key takes; a registry's are known once the module of a detector is imported."""

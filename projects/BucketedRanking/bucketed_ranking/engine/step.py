@@ -18,7 +18,6 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ..errors import BucketRankError
 from .failed_step import as_plain, save_step
 from .hooks import unwrap
 
@@ -32,23 +31,6 @@ _SAID_OF_BOXES = ("Inf/NaN", "infinite or NaN", "bad box")
 
 class NonFiniteError(FloatingPointError):
     """A loss or a gradient is NaN or infinite; the weights are those from before the step."""
-
-
-def check_step_config(cfg: CfgNode, processes: int) -> None:
-    """Raise BucketRankError where a key of SOLVER that this module reads cannot be honoured."""
-    solver = cfg.SOLVER
-    if solver.ON_NAN not in ("stop", "skip"):
-        raise BucketRankError(f"SOLVER.ON_NAN is {solver.ON_NAN!r}; use stop or skip.")
-    for key in ("ACCUMULATE", "MAX_SKIPPED"):
-        if solver[key] < 1:
-            raise BucketRankError(f"SOLVER.{key} is {solver[key]}; it must be at least 1.")
-    if solver.ACCUMULATE > 1 and solver.IMS_PER_BATCH % (solver.ACCUMULATE * processes):
-        among = f" on each of {processes} processes" if processes > 1 else ""
-        raise BucketRankError(
-            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which does not divide into "
-            f"SOLVER.ACCUMULATE = {solver.ACCUMULATE} parts{among}; choose a multiple of "
-            f"{solver.ACCUMULATE * processes}."
-        )
 
 
 class ForwardState:

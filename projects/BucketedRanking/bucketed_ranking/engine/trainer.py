@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..balance import EpochBalance
-from ..errors import BucketRankError
 from ..modeling.ranking import WRITE_PERIOD
 from .checkpoint import SafeCheckpointer
 from .data_loader import build_train_loader
@@ -75,16 +74,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer SOLVER.OPTIMIZER with Detectron2's parameter groups.
-
-        Raises:
-            BucketRankError: SOLVER.OPTIMIZER is neither "SGD" nor "AdamW".
-        """
-        name = cfg.SOLVER.OPTIMIZER
-        if name == "SGD":
+        """The optimizer SOLVER.OPTIMIZER with Detectron2's parameter groups."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
             return super().build_optimizer(cfg, model)
-        if name != "AdamW":
-            raise BucketRankError(f"SOLVER.OPTIMIZER is {name!r}; use SGD or AdamW.")
         params = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
