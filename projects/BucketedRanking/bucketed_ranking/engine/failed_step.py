@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import nn
 
+from ..data.files import atomic_file
 from ..errors import BucketRankError
 from .setup import default_config
 
@@ -64,7 +65,6 @@ def save_step(
         losses: what they were, means over all processes.
         batches: of each process, the images as :func:`as_plain` gives them.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     step = {
         "config": cfg.dump(),
         "iteration": iteration,
@@ -75,7 +75,8 @@ def save_step(
         "losses": losses,
         "batches": batches,
     }
-    torch.save(step, path)
+    with atomic_file(path) as file:
+        torch.save(step, file)
 
 
 def load_step(path: Path) -> tuple[CfgNode, dict[str, Any]]:
