@@ -103,6 +103,7 @@ def assert_same_run(output: Path, whole: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate(whole):
+    assert "Traceback" not in printed(whole)
     record = json.loads((whole / "run.json").read_text())
     assert (record["state"], record["iterations"], record["processes"]) == ("finished", 120, 2)
     assert "after 40 iterations: AP" in printed(whole)

@@ -139,6 +139,7 @@ def _ignore_stop_signals(worker: int) -> None:
 
 def _kill_workers() -> None:
     """What the end of a process does to its workers, which do not hear SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise, as for a worker that crashed
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
