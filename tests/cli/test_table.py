@@ -81,7 +81,7 @@ def test_failure_interruption_and_resume(blobs, tmp_path):
     assert obstacle.read_text() == "mine"
     # It went on where it had stopped.
     log = (first / "log.txt").read_text()
-    assert f"Starting training from iteration {interrupted['iterations'] + 1}" in log
+    assert f"Starting training from iteration {interrupted['iterations']}" in log
 
     obstacle.unlink()
     finished = (first / "results.json").stat().st_mtime_ns

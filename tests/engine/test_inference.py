@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bucketed_ranking.engine import inference
+from bucketed_ranking.engine.setup import load_config
 from bucketed_ranking.errors import BucketRankError
 
 
@@ -34,5 +35,7 @@ def test_missing_pictures_are_told(tmp_path, missing):
 
 
 def test_a_run_without_a_checkpoint_is_told(tmp_path):
+    (tmp_path / "config.yaml").write_text(load_config("retinanet_tiny", device="cpu").dump())
+    (tmp_path / "run.json").write_text("{}")
     with pytest.raises(BucketRankError, match="has no checkpoint yet"):
-        inference.newest_checkpoint(tmp_path)
+        inference.load_detector(str(tmp_path))

@@ -6,7 +6,7 @@ from .errors import BucketRankError
 from .losses import LOSS_NAMES
 
 SCORE_LOSS = "score"
-EXACT_SCOPE = "process"
+EXACT_SCOPE = "global"
 """MODEL.RANKING.SCOPE of the exact losses, where the config leaves it open."""
 
 

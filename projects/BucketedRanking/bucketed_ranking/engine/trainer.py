@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -101,6 +102,11 @@ class Trainer(DefaultTrainer):
         )
 
     def _evaluate(self) -> dict[str, Any]:
+        if comm.get_world_size() > 1:
+            # Every process has batch-norm statistics of its own; checkpoints hold the first one's.
+            for module in get_bn_modules(self._trainer.model):
+                for statistic in module.buffers():
+                    dist.broadcast(statistic, src=0)
         how = {"on_batch": self._on_evaluated_batch} if comm.is_main_process() else {}
         self._last_eval_results = self.test(self.cfg, self.model, **how)
         return self._last_eval_results
