@@ -118,7 +118,8 @@ def report(root: Path, events: list[dict], samples: list[list[float]], codes: li
         axes.plot([s[0] / 60 for s in samples], [s[column] / 2**30 for s in samples], label=name)
     for event in events:
         axes.axvline(event["minute"], color="0.7", linewidth=0.8)
-        axes.text(event["minute"], axes.get_ylim()[0], event["signal"], rotation=90, fontsize=7)
+        place = {"transform": axes.get_xaxis_transform(), "va": "bottom", "ha": "right"}
+        axes.text(event["minute"], 0.02, event["signal"], rotation=90, fontsize=7, **place)
     axes.set(xlabel="minutes", ylabel="resident memory, GiB", title="Memory of all processes")
     axes.set_ylim(bottom=0)
     axes.legend()
