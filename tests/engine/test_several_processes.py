@@ -53,7 +53,9 @@ def printed(output: Path) -> str:
 
 def group(process: subprocess.Popen) -> dict[int, str]:
     """The living processes of a command's group, and their command lines."""
-    listed = subprocess.run(["ps", "-eo", "pid=,pgid=,stat=,args="], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["ps", "-ewwo", "pid=,pgid=,stat=,args="], capture_output=True, text=True
+    )
     rows = [line.split(None, 3) for line in listed.stdout.splitlines()]
     return {int(r[0]): r[3] for r in rows if int(r[1]) == process.pid and r[2][0] != "Z"}
 
