@@ -146,16 +146,21 @@ def train(
         print_results(run_folder.read_json(folder / run_folder.RESULTS))
         return
     run_folder.choose_seed(cfg, seed, resume)
-    run_folder.prepare_run(cfg, resume)
     total = (started_outside() or processes).total
     together = f", {total} processes" if total > 1 else ""
-    say(
+    sentence = (
         f"Training {Path(config).stem} with {cfg.MODEL.RANKING.LOSS} on {names[0]} "
         f"({info.num_images} images, {info.num_annotations} boxes, {info.num_classes} classes), "
         f"device {cfg.MODEL.DEVICE}{together}, seed {cfg.SEED}, into {folder}"
     )
     try:
-        results = runs.train(cfg, resume=resume, processes=processes, profile=profile)
+        results = runs.train(
+            cfg,
+            resume=resume,
+            processes=processes,
+            profile=profile,
+            announce=lambda: say(sentence),
+        )
     except runs.TrainingInterruptedError as stop:
         say(
             f"Stopped after iteration {stop.iteration}; the checkpoint is saved. The same command "

@@ -145,6 +145,33 @@ def test_an_interrupt_saves_a_checkpoint_to_resume_from(tmp_path, monkeypatch, n
 
 
 @pytest.mark.usefixtures("blobs")
+def test_a_stop_in_the_middle_of_an_evaluation_does_it_anew_on_resuming(tmp_path, monkeypatch):
+    options = ("TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "100")
+    runs.train(run_config(tmp_path / "whole", *options))
+    shown = Trainer._on_evaluated_batch
+
+    def interrupted(self, done, total):
+        if done == 2:
+            assert total > 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        shown(self, done, total)
+
+    monkeypatch.setattr(Trainer, "_on_evaluated_batch", interrupted)
+    with pytest.raises(hooks.TrainingInterruptedError) as stop:
+        runs.train(run_config(tmp_path / "cut", *options))
+    monkeypatch.undo()
+    assert stop.value.iteration == 1
+    assert (tmp_path / "cut" / "model_0000001.pth").is_file()
+    runs.train(run_config(tmp_path / "cut", *options), resume=True)
+    whole, cut = (
+        {row["iteration"]: row.get("bbox/AP") for row in run_folder.read_metrics(tmp_path / name)}
+        for name in ("whole", "cut")
+    )
+    assert cut == whole
+    assert cut[1] is not None
+
+
+@pytest.mark.usefixtures("blobs")
 def test_a_run_that_was_trained_but_not_evaluated_is_evaluated(tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("evaluation broke")

