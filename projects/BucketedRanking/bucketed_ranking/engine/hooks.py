@@ -1,6 +1,5 @@
 """What happens around every training step: progress, statistics, timing, interruption."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 from ..console import ProgressDisplay
 from .checkpoint import FINAL, SafeCheckpointer
 from .processes import StopRequest, TrainingInterruptedError
-from .run_folder import read_metrics
+from .run_folder import best_evaluation
 
 WARM_UP_ITERATIONS = 10
 """The first iterations of a training, of which neither steps nor losses are timed."""
@@ -88,8 +87,7 @@ class KeepBest(hooks.BestCheckpointer):
         self.output, self.metric = output, metric
 
     def before_train(self) -> None:
-        known = [row.get(self.metric, math.nan) for row in read_metrics(self.output)]
-        self.best_metric = max((ap for ap in known if not math.isnan(ap)), default=None)
+        self.best_iter, self.best_metric = best_evaluation(self.output, self.metric) or (None, None)
 
 
 class WriteRows(hooks.PeriodicWriter):
