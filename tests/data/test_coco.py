@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,28 @@ def test_ids_with_a_decimal_point_match_whole_numbers(make: Make) -> None:
     clean = _clean(entry)
     assert {type(image["id"]) for image in clean["images"]} == {int}
     assert {annotation["image_id"] for annotation in clean["annotations"]} == set(range(1, 11))
+
+
+@pytest.mark.parametrize("names", [["", "b/1"], ["12", "x"], ["06", "6"]])
+def test_pictures_with_words_as_ids_are_numbered(make: Make, names: list[str]) -> None:
+    """Evaluations ask for whole numbers; text that is one stays that number."""
+
+    def edit(content: dict[str, Any]) -> None:
+        for name, old in zip(names, (4, 6), strict=True):
+            content["images"][old - 1]["id"] = name
+            for annotation in content["annotations"]:
+                if annotation["image_id"] == old:
+                    annotation["image_id"] = name
+
+    entry = make(edit)
+    report = check_dataset(entry)
+    assert report.ok
+    assert [(each.kind, each.severity) for each in report.findings] == [
+        ("image id in words", "note")
+    ]
+    clean = _clean(entry)
+    assert [image["id"] for image in clean["images"]] == list(range(1, 11))
+    assert Counter(a["image_id"] for a in clean["annotations"]) == dict.fromkeys(range(1, 11), 2)
 
 
 @pytest.mark.parametrize("number", [10**400, 2**63, True, 1.5, None, [1]])

@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "malformed image record": ("error", "the picture is skipped"),
     "duplicate image id": ("error", "the first one stands"),
     "image id of several files": ("error", "the pictures and their annotations are skipped"),
+    "image id in words": ("note", "pictures are counted from 1 in results of evaluations"),
     "missing image": ("error", "the picture is skipped"),
     "unreadable image": ("error", "the picture is skipped"),
     "image size differs": ("error", "the picture is skipped"),
@@ -93,9 +94,7 @@ class DatasetCleaner:
             if (name := file_name(record)) is not None:
                 self._names[identity(record.get("id"))].add(name)
         images = self._usable(content["images"], self._image)
-        if len({type(image["id"]) for image in images}) > 1:
-            for image in images:
-                image["id"] = str(image["id"])
+        self._number(images)
         annotations = self._usable(content["annotations"], self._annotation)
         self._renumber(annotations)
         self.clean = {
@@ -193,6 +192,17 @@ class DatasetCleaner:
         image = {**record, "id": _plain(record["id"]), "file_name": name, **size}
         self._images[key] = image
         return image
+
+    def _number(self, images: list[dict[str, Any]]) -> None:
+        """Give pictures whole numbers as ids, which evaluations ask for: their own, or new ones."""
+        numbers = [integer(image["id"]) for image in images]
+        if None in numbers or len(set(numbers)) < len(numbers):
+            for image in images:
+                if not isinstance(image["id"], int):
+                    self._note("image id in words", f"{short(image['id'])}: '{image['file_name']}'")
+            numbers = list(range(1, len(images) + 1))
+        for image, number in zip(images, numbers, strict=True):
+            image["id"] = number
 
     def _annotation(self, record: Any, index: int) -> dict[str, Any]:
         known = isinstance(record, dict) and {"image_id", "category_id"} <= set(record)

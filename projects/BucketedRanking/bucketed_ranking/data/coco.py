@@ -23,7 +23,7 @@ from .fields import file_name, identity
 from .files import read_coco, user_folder, write_atomically
 from .images import examine_images
 
-VERSION = 4
+VERSION = 5
 DECODE_UP_TO = 5000
 
 
