@@ -106,6 +106,22 @@ def print_results(results: dict[str, Any]) -> None:
             console.print(classes)
 
 
+def print_calibration(results: dict[str, Any]) -> None:
+    """Print in one line how far scores are from the share of right detections."""
+    measured = results.get("calibration") or {}
+    parts = [
+        f"{number(measured[key], 3)} of {which} scores"
+        for key, which in (("error", "the model's"), ("error_calibrated", "calibrated"))
+        if key in measured
+    ]
+    if parts:
+        kept = [number(v, 3) for k, v in measured.items() if k.startswith("kept_")]
+        say(
+            f"Detection calibration error: {', '.join(parts)} "
+            f"(from the best score threshold on: {', '.join(kept)})"
+        )
+
+
 def percent(value: float | None) -> str:
     """A metric with one decimal; a dash where it could not be computed."""
     return number(value, 1)
