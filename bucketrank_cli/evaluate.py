@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, print_calibration, print_results, say
+from .options import ConfigOptions, Device, print_results, say
 
 
 def evaluate(
@@ -49,5 +49,4 @@ def evaluate(
             on_batch=lambda done, total: progress.update(task, completed=done, total=total),
         )
     print_results(results)
-    print_calibration(results)
     say(f"Written to {folder / 'results.json'}")

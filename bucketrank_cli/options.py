@@ -82,7 +82,7 @@ def say(sentence: str, style: str | None = None) -> None:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Print AP, in percent, of every task and class as a table."""
+    """Print AP, in percent, of every task and class as a table, and the calibration."""
     from rich.console import Console
     from rich.table import Table
 
@@ -104,9 +104,10 @@ def print_results(results: dict[str, Any]) -> None:
             for name, ap in metrics["per_class"].items():
                 classes.add_row(name, percent(ap))
             console.print(classes)
+    _print_calibration(results)
 
 
-def print_calibration(results: dict[str, Any]) -> None:
+def _print_calibration(results: dict[str, Any]) -> None:
     """Print in one line how far scores are from the share of right detections."""
     measured = results.get("calibration") or {}
     parts = [
