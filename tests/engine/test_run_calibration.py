@@ -188,3 +188,25 @@ def test_thresholds_of_a_detector_are_in_the_units_of_its_scores():
     uncalibrated = inference.Detector(None, None, "w.pth", None)
     with pytest.raises(BucketRankError, match=r"not known of w\.pth"):
         inference.best_threshold(uncalibrated, precision=0.95)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_only_the_validation_data_of_its_run_calibrate_a_detector(blobs, tmp_path, own):
+    info = register(f"{blobs}_val")
+    content = json.loads(info.json.read_text())
+    boxes = {each["image_id"]: each["bbox"] for each in content["annotations"]}
+    model = Listed(
+        {image: [[0, 0, 2, 2, 0.01 * i, c] for i in range(6) for c in range(info.num_classes)]
+         + [[*box, 0.08, c] for c in range(info.num_classes)] for image, box in boxes.items()}
+    )  # fmt: skip
+    cfg = narrow_config("retinanet_tiny", "brs")
+    cfg.DATASETS.TEST = (info.name,) if own else ("another",)
+    record = {"class_names": list(info.class_names), "entries": {}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    known = Calibration("val", HALF, 0.05, {})
+    detector = inference.Detector(cfg, model, "w.pth", tmp_path, None, None if own else known)
+    measured = inference.evaluate(detector, info.name, tmp_path / "out")["calibration"]
+    assert (tmp_path / "calibration").exists() == own
+    assert set(measured) == {
+        "error", "error_calibrated", "kept_error", "kept_error_calibrated",
+    }  # fmt: skip
