@@ -82,7 +82,7 @@ def say(sentence: str, style: str | None = None) -> None:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Print AP, in percent, of every task and class as a table."""
+    """Print AP, in percent, of every task and class as a table, and the calibration."""
     from rich.console import Console
     from rich.table import Table
 
@@ -104,6 +104,23 @@ def print_results(results: dict[str, Any]) -> None:
             for name, ap in metrics["per_class"].items():
                 classes.add_row(name, percent(ap))
             console.print(classes)
+    _print_calibration(results)
+
+
+def _print_calibration(results: dict[str, Any]) -> None:
+    """Print in one line how far scores are from the share of right detections."""
+    measured = results.get("calibration") or {}
+    parts = [
+        f"{number(measured[key], 3)} of {which} scores"
+        for key, which in (("error", "the model's"), ("error_calibrated", "calibrated"))
+        if key in measured
+    ]
+    if parts:
+        kept = [number(v, 3) for k, v in measured.items() if k.startswith("kept_")]
+        say(
+            f"Detection calibration error: {', '.join(parts)} "
+            f"(from the best score threshold on: {', '.join(kept)})"
+        )
 
 
 def percent(value: float | None) -> str:

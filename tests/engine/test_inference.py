@@ -61,19 +61,6 @@ def test_pictures_are_drawn_above_the_best_threshold_of_their_own_weights(evalua
     assert threshold(evaluated_run, 8) == inference.DEFAULT_SCORE_THRESHOLD
 
 
-def test_a_folder_stands_for_the_pictures_in_it(tmp_path):
-    for name in ("b.jpg", "a.PNG", "notes.txt"):
-        (tmp_path / name).touch()
-    assert inference.list_images([tmp_path]) == [tmp_path / "a.PNG", tmp_path / "b.jpg"]
-
-
-@pytest.mark.parametrize("missing", ["none.jpg", "empty"])
-def test_missing_pictures_are_told(tmp_path, missing):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BucketRankError, match=r"There (is|are) no picture"):
-        inference.list_images([tmp_path / missing])
-
-
 def test_a_run_without_a_checkpoint_is_told(tmp_path):
     (tmp_path / "config.yaml").write_text(load_config("retinanet_tiny", device="cpu").dump())
     (tmp_path / "run.json").write_text("{}")

@@ -125,11 +125,11 @@ def test_predictions_are_kept_whatever_happens_then(pictures, tmp_path, monkeypa
     assert trained.exit_code == 0, trained.output
     detect, seen = inference.detect, []
 
-    def interrupted(detector, image):
+    def interrupted(detector, image, **how):
         seen.append(image)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return detect(detector, image)
+        return detect(detector, image, **how)
 
     monkeypatch.setattr(inference, "detect", interrupted)
     folder = pictures / "val" / "images"

@@ -10,6 +10,7 @@ from detectron2.evaluation import CityscapesInstanceEvaluator
 from detectron2.utils.logger import create_small_table
 
 from ..errors import BucketRankError
+from .calibration import MatchedDetections
 from .thresholds import Curve, best_f1_threshold
 
 
@@ -18,6 +19,12 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
 
     See :func:`best_f1_threshold`; it is chosen at IoU 0.5. No file is left behind.
     """
+
+    _matched: MatchedDetections | None = None
+
+    def matched(self) -> MatchedDetections | None:
+        """The masks that were counted; None on all but the main process."""
+        return self._matched
 
     def process(self, inputs, outputs):
         for image in inputs:
@@ -40,6 +47,13 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
                 more[f"AP-{name}"] = 100 * float(of_class.mean())
             curves = [class_curve(matches.values(), name) for name in arguments.instLabels]
             more["score_threshold"] = best_f1_threshold(curves)
+            of_classes = [class_detections(matches.values(), n)[0] for n in arguments.instLabels]
+            self._matched = MatchedDetections(
+                *(
+                    np.concatenate([getattr(each, field) for each in of_classes])
+                    for field in MatchedDetections._fields
+                )
+            )
             return aps
 
         with (
@@ -64,16 +78,25 @@ def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
         images: what its `matchGtWithPreds` gives for each image.
         name: the class.
     """
-    found: list[tuple[float, bool]] = []  # score, and whether it is right
+    detections, num_objects = class_detections(images, name)
+    order = np.argsort(-detections.scores, kind="stable")
+    hits = np.cumsum(detections.right[order])
+    precision, recall = hits / np.arange(1, len(hits) + 1), hits / max(num_objects, 1)
+    return Curve(detections.scores[order], precision, recall)
+
+
+def class_detections(images: Iterable[dict[str, Any]], name: str) -> tuple[MatchedDetections, int]:
+    """The detections of a class that count, and how many objects there are; as above."""
+    found: list[tuple[int, float, bool]] = []  # picture, score, and whether it is right
     num_objects = 0
-    for image in images:
+    for picture, image in enumerate(images):
         for truth in image["groundTruth"][name]:
             if not _reasons_to_ignore(truth):
                 num_objects += 1
                 matched = [p["confidence"] for p in truth["matchedPred"] if _iou(p, truth) > 0.5]
                 matched.sort(reverse=True)
                 # Beside the best, further detections of the object are wrong.
-                found += [(score, rank == 0) for rank, score in enumerate(matched)]
+                found += [(picture, score, rank == 0) for rank, score in enumerate(matched)]
         for detection in image["prediction"][name]:
             if not any(_iou(truth, detection) > 0.5 for truth in detection["matchedGt"]):
                 ignored = detection["voidIntersection"] + sum(
@@ -81,11 +104,9 @@ def class_curve(images: Iterable[dict[str, Any]], name: str) -> Curve:
                     for truth in detection["matchedGt"]
                 )
                 if ignored <= 0.5 * detection["pixelCount"]:
-                    found.append((detection["confidence"], False))
-    found.sort(key=lambda each: -each[0])
-    scores, correct = np.array(found, dtype=float).reshape(-1, 2).T
-    hits = np.cumsum(correct)
-    return Curve(scores, hits / np.arange(1, len(hits) + 1), hits / max(num_objects, 1))
+                    found.append((picture, detection["confidence"], False))
+    pictures, scores, right = np.array(found, dtype=float).reshape(-1, 3).T
+    return MatchedDetections(pictures.astype(int), scores, right.astype(bool)), num_objects
 
 
 def _reasons_to_ignore(truth: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
@@ -18,6 +19,7 @@ from torch import nn
 from ..data.catalog import category_ids
 from ..data.files import write_atomically
 from ..errors import BucketRankError
+from .calibration import MatchedDetections
 from .cityscapes import CityscapesEvaluator
 from .mapper import EvaluationMapper
 from .thresholds import Curve, best_f1_threshold
@@ -56,6 +58,7 @@ class DetectionEvaluator(COCOEvaluator):
             max_dets_per_image=_LVIS_LIMIT if self._lvis_style else None,
             use_fast_impl=False,  # Detectron2's own, which would have to be compiled
         )
+        self._evaluations: dict[str, COCOeval_faster] = {}
         self._coco_api = COCO(self._coco_api.dataset)
         self._category_ids = category_ids(dataset_name)
         if "segm" in tasks:
@@ -87,9 +90,14 @@ class DetectionEvaluator(COCOEvaluator):
         path = Path(self._output_dir) / f"{self._metadata.evaluator_type}_instances_results.json"
         path.write_text(json.dumps(results))
         for task in self._tasks:
+            evaluation = self._evaluations[task] = self._evaluate_task(results, task)
             self._results[task] = self._derive_coco_results(
-                self._evaluate_task(results, task), task, self._metadata.thing_classes
+                evaluation, task, self._metadata.thing_classes
             )
+
+    def matched(self) -> MatchedDetections | None:
+        """The boxes that were counted; None on all but the main process."""
+        return _match(self._evaluations["bbox"]) if self._evaluations else None
 
     def _leave_out(self, unreadable: list[dict[str, Any]], total: int) -> None:
         if unreadable:
@@ -144,12 +152,43 @@ def _curves(evaluation: COCOeval_faster) -> Iterator[Curve]:
         yield Curve(score[reached], precision[reached], evaluation.params.recThrs[reached])
 
 
+def _match(evaluation: COCOeval_faster) -> MatchedDetections:
+    """Match the detections of an evaluation at IoU 0.5 alone; it pools its matches at all IoUs."""
+    objects, detections = evaluation.cocoGt, evaluation.cocoDt
+    at_half = COCOeval_faster(
+        objects,
+        detections,
+        evaluation.params.iouType,
+        print_function=lambda line: None,
+        lvis_style=evaluation.lvis_style,
+    )
+    params = at_half.params
+    params.maxDets, params.imgIds = evaluation.params.maxDets, evaluation.params.imgIds
+    params.iouThrs = np.array([0.5])
+    params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
+    at_half.evaluate()
+    pairs = (map(int, pair.split("_")) for pair in at_half.eval["matched"])
+    object_of = dict(pairs)
+    rows = []
+    for each in detections.anns.values():
+        found = object_of.get(each["id"])
+        # LVIS: of classes that were not looked for in a picture, or not to the end, none is wrong.
+        unknown = each.get("drop") or (found is None and each.get("lvis_mark"))
+        if not (unknown or (found is not None and objects.anns[found]["iscrowd"])):
+            rows.append((each["image_id"], each["score"], found is not None))
+    pictures, scores, right = zip(*rows, strict=True) if rows else ((), (), ())
+    return MatchedDetections(
+        np.array(pictures, dtype=int), np.array(scores, dtype=float), np.array(right, dtype=bool)
+    )
+
+
 def evaluate_model(
     cfg: CfgNode,
     model: nn.Module,
     dataset: str,
     output_dir: Path,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    on_matched: Callable[[MatchedDetections], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run `model` on a registered data set and measure it.
 
@@ -158,6 +197,7 @@ def evaluate_model(
 
     Args:
         on_batch: called after each batch with the number done and the total of this process.
+        on_matched: called on the main process with the detections that were counted.
 
     Returns:
         A dict per task ("bbox", "segm"), in percent: METRICS (NaN where there is no ground truth
@@ -175,6 +215,8 @@ def evaluate_model(
     done = itertools.count(1)
     callbacks = {"after_inference": lambda: on_batch(next(done), len(loader))}
     results = inference_on_dataset(model, loader, evaluator, callbacks)
+    if on_matched is not None and (matched := evaluator.matched()) is not None:
+        on_matched(matched)
     return {task: _tidy(metrics) for task, metrics in results.items()}
 
 

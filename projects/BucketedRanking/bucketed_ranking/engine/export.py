@@ -16,7 +16,8 @@ def export_safetensors(detector: Detector, path: Path) -> None:
     """Write the weights as a safetensors file, which other programs read without running code.
 
     Tensors have the names of Detectron2's checkpoints. The file's metadata has, as text, "config"
-    (YAML, all keys), "class_names" (a JSON list), "iterations", and the versions that wrote it.
+    (YAML, all keys), "class_names" (a JSON list), "iterations", "calibration" (JSON: the
+    knots of the map from score to probability, or null), and the versions that wrote it.
 
     Raises:
         BucketRankError: there is a file already, or it would not be a safetensors file.
@@ -28,11 +29,13 @@ def export_safetensors(detector: Detector, path: Path) -> None:
     # Copies: the format refuses tensors that share memory or are views.
     weights = {k: v.cpu().contiguous().clone() for k, v in detector.model.state_dict().items()}
     record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
+    score_map = detector.calibration.score_map if detector.calibration else None
     metadata = {
         "format": "pt",
         "config": detector.cfg.dump(),
         "class_names": json.dumps(record.get("class_names")),
         "iterations": json.dumps(detector.iterations),
+        "calibration": json.dumps(score_map and vars(score_map)),
         "bucketrank": str(installed_version("bucketrank")),
         "torch": str(installed_version("torch")),
     }

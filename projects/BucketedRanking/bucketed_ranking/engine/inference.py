@@ -23,9 +23,12 @@ from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
 from ..errors import BucketRankError
 from ..zoo import find_config
+from .calibration import MatchedDetections
 from .checkpoint import BEST, SafeCheckpointer, chosen_checkpoint
 from .evaluation import evaluate_model, write_results
 from .mapper import UNREADABLE, read_image
+from .picture_files import free_name
+from .run_calibration import Calibration, calibrate_run, find_calibration, measure
 from .run_folder import RECORD, RESULTS, has_ap, is_run, read_config, read_json, read_metrics
 from .run_logging import run_logging
 from .setup import check_values, load_config, merge_options, set_num_classes
@@ -33,7 +36,6 @@ from .setup import check_values, load_config, merge_options, set_num_classes
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3
 PREDICTIONS = "predictions.json"
-_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Detector:
     run_dir: Path | None
     iterations: int | None = None
     """After how many of its run the weights were saved; None: not known."""
+    calibration: Calibration | None = None
+    """Of its weights' scores; None: they were not evaluated on the validation data of a run."""
 
     def describe_weights(self) -> str:
         """The path or URL of the weights, and which of the run's they are."""
@@ -101,7 +105,8 @@ def build_detector(
     """Build the model of a full config and load all of its weights."""
     model = build_model(cfg)
     SafeCheckpointer(model).load_all(weights)
-    return Detector(cfg, model.eval(), weights, run_dir, iterations)
+    calibration = find_calibration(run_dir, model) if run_dir else None
+    return Detector(cfg, model.eval(), weights, run_dir, iterations, calibration)
 
 
 def load_for_evaluation(
@@ -154,8 +159,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a detector on a data set; write results.json and the detections to `output_dir`.
 
+    On the validation data of its run the detector's calibration is fitted anew and stored in the
+    run; on other data the one that it has is measured.
+
     Returns:
-        The content of results.json: the results of :func:`evaluate_model`, and what was evaluated.
+        The content of results.json: the results of :func:`evaluate_model`, what was evaluated, and
+        "calibration"; see :func:`measure`.
 
     Raises:
         BucketRankError: the data set is unknown or invalid, has other classes than the detector,
@@ -173,23 +182,53 @@ def evaluate(
         require_masks(info)
     output_dir.mkdir(parents=True, exist_ok=True)
     with run_logging(output_dir):
-        tasks = evaluate_model(detector.cfg, detector.model, dataset, output_dir, on_batch)
+        matched: list[MatchedDetections] = []
+        tasks = evaluate_model(
+            detector.cfg, detector.model, dataset, output_dir, on_batch, matched.append
+        )
+        calibration = _calibrate(detector, dataset, tasks, *matched) if matched else {}
     results = {
         "dataset": dataset,
         "loss": detector.cfg.MODEL.RANKING.LOSS,
         "weights": detector.weights,
         "skipped": dict(info.skipped),
         **tasks,
+        "calibration": calibration,
     }
     write_results(output_dir / RESULTS, results)
     return results
 
 
-def best_threshold(detector: Detector) -> float:
-    """The score threshold with the best F1, by the evaluation of the detector's own weights.
+def _calibrate(
+    detector: Detector, dataset: str, tasks: dict[str, Any], matched: MatchedDetections
+) -> dict[str, float]:
+    best_f1 = tasks.get("bbox", tasks.get("segm"))["score_threshold"]
+    if detector.run_dir is not None and dataset in detector.cfg.DATASETS.TEST:
+        return calibrate_run(detector.run_dir, detector.model, dataset, matched, best_f1)
+    known = detector.calibration
+    return measure(matched, best_f1, known.score_map(matched.scores) if known else None)
 
-    For weights whose evaluation is not known it is that of the run's last one, or the default.
+
+def best_threshold(
+    detector: Detector, *, precision: float | None = None, raw_scores: bool = False
+) -> float:
+    """The score from which on detections are worth showing, in the units of :func:`detect`.
+
+    Args:
+        precision: see :meth:`Calibration.threshold`; None: that with the best F1. For weights that
+            were not evaluated it is that of the run's last evaluation, or the default.
+
+    Raises:
+        BucketRankError: there is no such precision, or no calibration to know it by.
     """
+    if detector.calibration is not None:
+        threshold = detector.calibration.threshold(precision, raw=raw_scores)
+        return DEFAULT_SCORE_THRESHOLD if math.isnan(threshold) else threshold
+    if precision is not None:
+        raise BucketRankError(
+            f"Which score gives a precision of {precision:g} is not known of {detector.weights}: "
+            "evaluate it on the validation data of its run (`bucketrank eval`) first."
+        )
     if detector.run_dir is None:
         return DEFAULT_SCORE_THRESHOLD
     evaluated = [row for row in read_metrics(detector.run_dir) if has_ap(row)]
@@ -210,6 +249,7 @@ def predict(
     output_dir: Path,
     *,
     score_threshold: float,
+    raw_scores: bool = False,
     on_image: Callable[[Path, int], None] = lambda path, count: None,
 ) -> dict[str, Any]:
     """Detect objects in picture files, draw them, and write them in COCO's results format.
@@ -219,6 +259,7 @@ def predict(
         output_dir: for a PNG of each picture and predictions.json, a list of image_id (from 1, in
             the order of `images`), file_name, category_id, category, bbox (x, y, w, h in pixels),
             score.
+        raw_scores: see :func:`detect`; `score_threshold` is in the same units.
         on_image: called with each file and the number of objects found in it.
 
     Returns:
@@ -244,14 +285,14 @@ def predict(
             except UNREADABLE as error:
                 unreadable[str(path)] = str(error)
                 continue
-            instances = detect(detector, image)
+            instances = detect(detector, image, raw_scores=raw_scores)
             instances = instances[instances.scores >= score_threshold]
             boxes = labelled_boxes(instances, class_names)
             picture = Image.fromarray(convert_image_to_rgb(image, detector.cfg.INPUT.FORMAT))
             if instances.has("pred_masks"):
                 masks, classes = instances.pred_masks.numpy(), instances.pred_classes.tolist()
                 picture = draw_masks(picture, masks, classes, len(class_names))
-            draw_boxes(picture, boxes, len(class_names)).save(_free_name(output_dir, path.stem))
+            draw_boxes(picture, boxes, len(class_names)).save(free_name(output_dir, path.stem))
             for result in instances_to_coco_json(instances, image_id):
                 index = result["category_id"]
                 result |= {"category_id": category_ids[index], "category": class_names[index]}
@@ -262,39 +303,24 @@ def predict(
     return {"predictions": predictions, "unreadable": unreadable}
 
 
-def list_images(paths: Sequence[Path]) -> list[Path]:
-    """Files, and the pictures in folders; BucketRankError if one is missing, or there is none."""
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES)
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise BucketRankError(f"There is no picture or folder {path}.")
-    if not files:
-        raise BucketRankError(f"There are no pictures in {', '.join(map(str, paths))}.")
-    return files
-
-
-def _free_name(folder: Path, stem: str) -> Path:
-    """`folder`/`stem`.png, with a number appended if that file exists."""
-    path, number = folder / f"{stem}.png", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}.png", number + 1
-    return path
-
-
 @torch.no_grad()
-def detect(detector: Detector, image: np.ndarray) -> Instances:
-    """The detections in an image [H, W, 3] in the channel order of INPUT.FORMAT, on the CPU."""
+def detect(detector: Detector, image: np.ndarray, *, raw_scores: bool = False) -> Instances:
+    """The detections in an image [H, W, 3] in the channel order of INPUT.FORMAT, on the CPU.
+
+    Scores are how likely a detection is right, float64, where the detector is calibrated, and those
+    of its model where it is not, or with `raw_scores`.
+    """
     height, width = image.shape[:2]
     sizes = detector.cfg.INPUT
     resize = T.ResizeShortestEdge(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
     resized = resize.get_transform(image).apply_image(image)
     tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
     inputs = {"image": tensor, "height": height, "width": width}
-    return detector.model([inputs])[0]["instances"].to("cpu")
+    instances = detector.model([inputs])[0]["instances"].to("cpu")
+    if detector.calibration is not None and not raw_scores:
+        probabilities = detector.calibration.score_map(instances.scores.float().numpy())
+        instances.scores = torch.from_numpy(probabilities)
+    return instances
 
 
 def labelled_boxes(instances: Instances, class_names: Sequence[str]) -> list[LabelledBox]:

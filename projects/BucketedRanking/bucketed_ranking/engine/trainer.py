@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..balance import EpochBalance
 from ..modeling.ranking import WRITE_PERIOD
+from .calibration import MatchedDetections
 from .checkpoint import SafeCheckpointer
 from .data_loader import build_train_loader
 from .evaluation import evaluate_model
@@ -33,6 +34,7 @@ from .hooks import (
 )
 from .loss_profiler import LossProfiler
 from .processes import StopRequest
+from .run_calibration import calibrate_run
 from .run_folder import rewind_metrics
 from .step import TrainingStep
 
@@ -108,8 +110,15 @@ class Trainer(DefaultTrainer):
                 for statistic in module.buffers():
                     dist.broadcast(statistic, src=0)
         how = {"on_batch": self._on_evaluated_batch} if comm.is_main_process() else {}
-        self._last_eval_results = self.test(self.cfg, self.model, **how)
-        return self._last_eval_results
+        matched: list[MatchedDetections] = []
+        results = self.test(self.cfg, self.model, on_matched=matched.append, **how)
+        if matched:  # on the main process
+            best_f1 = results.get("bbox", results.get("segm"))["score_threshold"]
+            output, (dataset,) = Path(self.cfg.OUTPUT_DIR), self.cfg.DATASETS.TEST
+            model = unwrap(self.model)
+            results["calibration"] = calibrate_run(output, model, dataset, matched[0], best_f1)
+        self._last_eval_results = results
+        return results
 
     def _on_evaluated_batch(self, done: int, total: int) -> None:
         self._interrupt.during_evaluation()
