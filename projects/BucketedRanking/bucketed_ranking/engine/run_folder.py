@@ -53,6 +53,7 @@ _MAY_CHANGE = (
     "SOLVER.CHECKPOINT_KEEP",
     "SOLVER.ON_NAN",
     "SOLVER.MAX_SKIPPED",
+    "SOLVER.PATIENCE",
 )
 
 
@@ -197,12 +198,20 @@ def _may_change(key: str) -> bool:
     return any(key.startswith(each) if each.endswith(".") else key == each for each in _MAY_CHANGE)
 
 
-def is_finished(run_dir: Path, max_iter: int) -> bool:
-    """Whether a run has been trained for `max_iter` iterations and evaluated."""
+def is_finished(run_dir: Path, max_iter: int, patience: int | None = None) -> bool:
+    """Whether a run has been trained for `max_iter` iterations, or stopped early, and evaluated.
+
+    Args:
+        patience: SOLVER.PATIENCE with which it is to go on, if there is anything left to do; None:
+            its own.
+    """
     if not is_run(run_dir) or not (run_dir / RESULTS).is_file():
         return False
     record = read_json(run_dir / RECORD)
-    return record["state"] == "finished" and record["iterations"] == max_iter
+    if record["state"] != "finished":
+        return False
+    waited = record.get("stopped_early_after") or 0  # evaluations without a better AP
+    return record["iterations"] == max_iter or 0 < (waited if patience is None else patience) <= waited
 
 
 def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:
