@@ -32,7 +32,7 @@ reproduce-table: setup ## train detectors x losses and compare them; see README
 	.venv/bin/bucketrank table $(table_options)
 
 test: setup ## run the tests
-	$(python) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+	$(python) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## check style, format and the types of the losses
 	$(python) -m ruff check .

@@ -92,7 +92,7 @@ def add(
     if not all(report.ok for report in reports):
         say(f"See what is wrong: bucketrank dataset check {name}")
     if len(entries) == 2:
-        say(f"Train on it: bucketrank train retinanet_lite0_FPN --dataset {name}")
+        say(f"Train on it: bucketrank train --dataset {name}")
     else:
         say(f"Look at it: bucketrank dataset show {name} --draw 8")
 

@@ -15,7 +15,7 @@ def evaluate(
     options: ConfigOptions = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Checkpoint, path or address; left out, the run's newest."),
+        typer.Option(help="best, last, or a path or address; left out, the run's best on val."),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Data set to evaluate on; left out, the run's own.")
@@ -39,7 +39,7 @@ def evaluate(
         source, dataset, weights=weights, device=device, options=options or []
     )
     folder = output or inference.default_output(detector, name)
-    say(f"Evaluating {detector.weights} on {name}")
+    say(f"Evaluating {detector.describe_weights()} on {name}")
     with Progress(console=Console(), transient=True) as progress:
         task = progress.add_task("evaluating", total=None)
         results = inference.evaluate(

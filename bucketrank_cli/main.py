@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import configs, dataset, demo, doctor, evaluate, predict, profile_loss, replay, table, train
+from . import (
+    configs,
+    dataset,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    profile_loss,
+    replay,
+    table,
+    train,
+)
 from .options import ConfigCommand
 
 USER_ERROR = 2
@@ -52,6 +64,7 @@ app.command("configs")(configs.configs)
 app.command("train", cls=ConfigCommand)(train.train)
 app.command("eval", cls=ConfigCommand)(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("replay")(replay.replay)
 app.command("demo", cls=ConfigCommand)(demo.demo)
 app.command("table", cls=ConfigCommand)(table.table)

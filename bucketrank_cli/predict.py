@@ -13,7 +13,8 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and predictions.json.")],
     weights: Annotated[
-        str | None, typer.Option(help="Checkpoint; left out, the run's newest.")
+        str | None,
+        typer.Option(help="best, last, or a checkpoint; left out, the run's best on val."),
     ] = None,
     score_threshold: Annotated[
         float | None,
@@ -33,8 +34,8 @@ def predict(
     detector = inference.load_detector(str(run_dir), weights=weights, device=device)
     threshold = score_threshold
     if threshold is None:
-        threshold = inference.best_threshold(detector.run_dir)
-    say(f"Keeping detections that score {threshold:.2f} or more")
+        threshold = inference.best_threshold(detector)
+    say(f"Detecting by {detector.describe_weights()}; what scores {threshold:.2f} or more is kept")
     report = inference.predict(
         detector,
         files,

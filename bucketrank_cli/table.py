@@ -32,6 +32,13 @@ def table(
         str | None, typer.Option(help="By commas; left out, score,ap,bap,rs,brs,rs-exact.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds by commas.")] = "1",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:KEY=VALUE,...",
+            help="Rows with these config keys beside those without; may be given several times.",
+        ),
+    ] = None,
     profile: Annotated[
         Profile, typer.Option(help="paper: exactly the rows of the published table.")
     ] = Profile.default,
@@ -124,6 +131,7 @@ def table(
         folder,
         dataset=dataset,
         seeds=whole_numbers(seeds, "--seeds", at_least=0),
+        variants=_variants(variant or []),
         paper=paper,
         processes=max(1, len(places[0].gpus)),
         **chosen,
@@ -154,6 +162,25 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise BucketRankError(f"--image-size takes HEIGHTxWIDTH, such as 800x1333, not {text!r}.")
     return int(match[1]), int(match[2])
+
+
+def _variants(texts: list[str]) -> dict[str, list[str]]:
+    """KEY VALUE pairs by name, of "fixed:MODEL.RANKING.SELF_BALANCE=False,SOLVER.BASE_LR=0.1"."""
+    from bucketed_ranking.errors import BucketRankError
+
+    variants: dict[str, list[str]] = {}
+    for text in texts:
+        name, _, rest = text.partition(":")
+        pairs = [pair.partition("=") for pair in re.split(r",(?=[A-Z][A-Z0-9_.]*=)", rest)]
+        if not re.fullmatch(r"[\w.+]+", name) or not all(k and sign for k, sign, _ in pairs):
+            raise BucketRankError(
+                "--variant takes NAME:KEY=VALUE,KEY=VALUE, the name in letters, digits and _, such "
+                f"as fixed:MODEL.RANKING.SELF_BALANCE=False, not {text!r}."
+            )
+        if name in variants:
+            raise BucketRankError(f"There are two variants called {name!r}; name them differently.")
+        variants[name] = [word for key, _, value in pairs for word in (key, value)]
+    return variants
 
 
 def _words(text: str | None) -> tuple[str, ...] | None:

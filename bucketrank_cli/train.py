@@ -1,13 +1,20 @@
 """`bucketrank train`."""
 
+import re
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import ConfigOptions, Device, print_results, say
+
+if TYPE_CHECKING:
+    from bucketed_ranking.engine.choice import Choice
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+"""A config key, as no config is called."""
 
 _STOPPED = 130
 """Exit code of a training that was stopped, as shells give it for Ctrl-C."""
@@ -20,8 +27,12 @@ class OnNan(StrEnum):
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="A shipped config's name, such as retinanet_tiny, or a YAML file.")
-    ],
+        str | None,
+        typer.Argument(
+            help="A shipped config's name, such as retinanet_tiny, or a YAML file; left out, one "
+            "is chosen for the data set and this machine."
+        ),
+    ] = None,
     options: ConfigOptions = None,
     dataset: Annotated[
         str | None,
@@ -103,8 +114,9 @@ def train(
 ) -> None:
     """Train a detector with a ranking loss and evaluate it.
 
-    --epochs, --batch-size, --image-size, --lr and --weights are printed as the config keys that
-    they stand for; a KEY VALUE pair at the end of the line wins over them.
+    Without CONFIG one is chosen, with --image-size and --epochs, and it is said why. --epochs,
+    --batch-size, --image-size, --lr and --weights are printed as the config keys that they stand
+    for; a KEY VALUE pair at the end of the line wins over them.
     """
     from bucketed_ranking.detectron2_setup import require_detectron2
 
@@ -113,7 +125,15 @@ def train(
     from bucketed_ranking.engine.plan import plan_training, plan_weights
     from bucketed_ranking.engine.processes import Processes, is_first_process, started_outside
 
-    cfg = setup.load_config(config, loss=loss, options=options or [], device=device)
+    options = options or []
+    if config is not None and _KEY.fullmatch(config) and not Path(config).exists():
+        config, options = None, [config, *options]  # no config, but KEY VALUE pairs
+    chosen = None
+    if config is None:
+        chosen = _choose_config(dataset, train_split, device)
+        config = chosen.config
+        image_size, epochs = image_size or chosen.image_size, epochs or chosen.epochs
+    cfg = setup.load_config(config, loss=loss, options=options, device=device)
     names = setup.choose_datasets(cfg, dataset, train_split, val_split)
     info, _ = setup.configure_datasets(cfg, *names)
     planned = plan_training(
@@ -122,7 +142,7 @@ def train(
     planned += plan_weights(cfg, config, weights) if weights is not None else []
     planned += _solver_options(amp, accumulate, on_nan)
     setup.merge_options(cfg, planned)
-    setup.merge_options(cfg, options or [])
+    setup.merge_options(cfg, options)
     setup.check_values(cfg)
     folder = output or setup.default_output(config, cfg)
     cfg.OUTPUT_DIR = str(folder)
@@ -137,6 +157,10 @@ def train(
         except runs.TrainingInterruptedError:
             raise typer.Exit(_STOPPED) from None
         return
+    if chosen:
+        plain = {"--image-size": chosen.image_size, "--epochs": chosen.epochs}
+        words = [f"{name} {value}" for name, value in plain.items() if value is not None]
+        say(f"Chose {' '.join([config, *words])}, because {'; '.join(chosen.reasons)}.")
     if planned:
         pairs = zip(planned[::2], planned[1::2], strict=True)
         say(f"As config keys: {' '.join(f'{key} {shlex.quote(value)}' for key, value in pairs)}")
@@ -168,12 +192,33 @@ def train(
         )
         raise typer.Exit(_STOPPED) from None
     print_results(results)
+    if best := results["best"]:
+        (value,) = [value for key, value in best.items() if key.endswith("/AP")]
+        say(
+            f"Best AP: {value:.1f} after {best['iterations']} iterations (model_best.pth), which "
+            "eval and predict take unless told otherwise (--weights last)."
+        )
     if results["unreadable_images"]:
         say(
             f"{results['unreadable_images']} training images could not be read and were replaced "
             f"by others; {folder}/{run_folder.RECORD} names them."
         )
     say(f"Everything is in {folder}: results.json, log.txt, metrics.json, ...")
+
+
+def _choose_config(dataset: str | None, train_split: str | None, device: str | None) -> "Choice":
+    from bucketed_ranking.data.registry import split_names
+    from bucketed_ranking.engine.choice import choose_config
+    from bucketed_ranking.environment import choose_device
+    from bucketed_ranking.errors import BucketRankError
+
+    if dataset is None and train_split is None:
+        raise BucketRankError(
+            "Name a config (`bucketrank configs` lists them), or a data set that one is to be "
+            "chosen for (--dataset NAME)."
+        )
+    train = train_split or split_names(str(dataset))[0]
+    return choose_config(train, choose_device(device))
 
 
 def _solver_options(amp: bool, accumulate: int | None, on_nan: str | None) -> list[str]:

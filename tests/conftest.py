@@ -24,6 +24,14 @@ settings.load_profile(
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+# Begun first: a worker that begins them last ends minutes after the others.
+LONG_FILES = {"test_several_processes.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     try:

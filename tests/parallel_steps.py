@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bucketed_ranking.balance import EpochBalance
 from bucketed_ranking.criterion import RankingCriterion, RankingResult, positive_rows
-from bucketed_ranking.losses import RankingLoss
+from bucketed_ranking.losses import QUALITY_LOSSES, QualityLoss, RankingLoss
 from tests.small_detectors import narrow_config, random_batch
 
 # What depends on the batch otherwise: normalisation, and which positives have masks.
@@ -48,7 +48,10 @@ def call_criterion(
     loss: str, options: dict[str, Any], head: dict[str, Tensor], group: Any = None
 ) -> tuple[RankingResult, Tensor, Tensor]:
     """The result, all detached, and the gradients of the sum of all losses."""
-    criterion, balance = RankingCriterion(RankingLoss(loss), **options), EpochBalance(2)
+    criterion, balance = (
+        RankingCriterion((QualityLoss if loss in QUALITY_LOSSES else RankingLoss)(loss), **options),
+        EpochBalance(2),
+    )
     logits, boxes = (head[name].clone().requires_grad_() for name in ("logits", "pred_boxes"))
     given = {**head, "logits": logits, "pred_boxes": boxes}
     if options.get("box_weight"):  # a head that brings two losses, and has averaged one itself

@@ -8,7 +8,7 @@ from bucketed_ranking.criterion import positive_rows
 from tests.parallel_steps import call_criterion, criterion_parts
 from tests.processes import run_processes
 
-EXACT = ("ap-exact", "alrp-exact", "rs-exact")
+EXACT = ("ap-exact", "alrp-exact", "rs-exact", "vfl")
 OPTIONS = (
     {},
     {"self_balance": True, "weight": 0.2},

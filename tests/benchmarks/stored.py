@@ -32,11 +32,14 @@ def write_cell(
     segm: float | None = None,
     max_iter: int = 100,
     dataset: str | None = "cells",
+    variant: str = "",
     **run: object,
 ) -> str:
     """Write a finished cell, or one that `run` says something else of; returns its name."""
-    name = f"{config}-{loss}-seed{seed}"
-    records.add_to_grid(output, [grid_entry(name, config, loss, max_iter, seed, dataset)])
+    name = "-".join(filter(None, (config, loss, variant, f"seed{seed}")))
+    entry = grid_entry(name, config, loss, max_iter, seed, dataset)
+    # As a table from before there were variants, where there is none.
+    records.add_to_grid(output, [entry | {"variant": variant} if variant else entry])
     folder = output / "cells" / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("VERSION: 2\n")

@@ -71,6 +71,24 @@ def test_options_of_the_user_win_and_curves_have_points(tmp_path, blobs):
     assert cell_config(own).TEST.EVAL_PERIOD == 0
 
 
+def test_variants_stand_beside_the_cells_without_them(tmp_path, blobs):
+    variants = {
+        "fixed": ["MODEL.RANKING.SELF_BALANCE", "False"],
+        "slow": ["SOLVER.BASE_LR", "0.001", "MODEL.RANKING.DELTA", "1.0"],
+    }
+    cells = plan_brs(tmp_path, blobs, losses=("score", "brs"), variants=variants, seeds=(1, 2))
+    found = [(cell.loss, cell.variant) for cell in cells if cell.seed == 2]
+    # The detector's own loss has no row of a variant that does not change it.
+    assert found == [
+        ("score", ""), ("score", "slow"), ("brs", ""), ("brs", "fixed"), ("brs", "slow"),
+    ]  # fmt: skip
+    assert len({cell.folder for cell in cells}) == len(cells) == 10
+    assert len({cell.config_hash for cell in cells}) == 5
+    (fixed,) = [cell for cell in cells if cell.variant == "fixed" and cell.seed == 1]
+    assert cell_config(fixed).MODEL.RANKING.SELF_BALANCE is False
+    assert fixed.name == "retinanet_tiny-brs-fixed-seed1"
+
+
 def test_a_cell_is_an_ordinary_training_command(tmp_path, blobs):
     (cell,) = plan_brs(tmp_path, blobs, seeds=(3,))
     words = replace(cell, processes=4).arguments()

@@ -178,3 +178,24 @@ def test_printing_tells_of_failures(output, capsys):
 def test_without_a_table(tmp_path):
     with pytest.raises(BucketRankError, match="no table in"):
         table.report(tmp_path, Console())
+
+
+def test_variants_are_compared_with_the_rows_without_them(tmp_path):
+    for seed, gain in ((1, 1.0), (2, 3.0)):
+        write_cell(tmp_path, "retinanet_tiny", "score", seed, ap=40)
+        write_cell(tmp_path, "retinanet_tiny", "brs", seed, ap=50)
+        write_cell(tmp_path, "retinanet_tiny", "brs", seed, ap=50 + gain, variant="fixed")
+        write_cell(tmp_path, "retinanet_tiny", "rs", seed, ap=51, variant="fixed")
+    write_report(records.read_records(tmp_path), tmp_path)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    found = {(row["loss"], row["variant"]): row for row in rows}
+    assert set(found) == {("score", ""), ("brs", ""), ("brs", "fixed"), ("rs", "fixed")}
+    fixed = found["brs", "fixed"]
+    assert fixed["bbox_AP_difference_from_unchanged"]["mean"] == 2
+    assert fixed["bbox_AP_difference_from_score"]["mean"] == 12
+    assert fixed["bbox_AP_difference_from_unbucketed"]["mean"] == 1
+    assert found["brs", ""]["bbox_AP_difference_from_unchanged"] is None
+    assert found["brs", ""]["bbox_AP_difference_from_unbucketed"] is None
+    text = (tmp_path / "table.md").read_text()
+    assert "brs fixed" in text
+    assert "vs no variant" in text

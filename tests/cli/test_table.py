@@ -144,6 +144,9 @@ def test_without_the_data_of_any_cell(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--variant", "fixed"], "--variant takes NAME:KEY=VALUE"),
+        (["--variant", "a:SEED=1", "--variant", "a:SEED=2"], "two variants called 'a'"),
+        (["--variant", "a:SEEDS=1"], "no config key 'SEEDS'"),
         (["--timing", "--image-size", "800"], "--image-size takes HEIGHTxWIDTH"),
         (["--timing", "--image-size", "0x5"], "--image-size takes HEIGHTxWIDTH"),
         (["--profile", "papers"], "'papers' is not one of 'default', 'paper'"),

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from detectron2.data import DatasetMapper
 from PIL import Image
+from safetensors import safe_open
 
 from bucketed_ranking.data.registry import add_dataset
 from bucketrank_cli.main import app
@@ -43,10 +45,11 @@ def cells(bucketrank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def run_dir(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     arguments = ["--dataset", "cells", "--loss", "brs", "--seed", "3", "--output", folder]
-    result = invoke("train", "retinanet_tiny", *arguments, *SHORT)
+    result = invoke("train", "retinanet_tiny", *arguments, *SHORT, "TEST.EVAL_PERIOD", "2")
     assert result.exit_code == 0, result.output
     assert "Training retinanet_tiny with brs on cells_train" in result.output
     assert "bbox AP (%) on cells_val" in result.output
+    assert "Best AP: " in result.output
     return folder
 
 
@@ -63,6 +66,40 @@ def test_epochs_and_sizes_are_printed_as_keys_and_key_value_wins(cells, tmp_path
     ):  # fmt: skip
         assert pair in line
     assert json.loads((tmp_path / "run" / "results.json").read_text())["iterations"] == 3
+
+
+def test_without_a_config_one_is_chosen_and_it_is_said_why(cells, tmp_path):
+    # Its backbone is made small, and random, by keys at the end of the line.
+    options = ["MODEL.TIMM.NAME", "test_efficientnet", "MODEL.WEIGHTS", "", *SHORT]
+    arguments = ["--dataset", "cells", "--seed", "3", "--output", tmp_path / "run"]
+    result = invoke("train", *arguments, *options, "SOLVER.MAX_ITER", "1")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Chose")]
+    assert "mask_rcnn_lite0_FPN --image-size 96 --epochs 480" in line
+    assert "every object has a mask" in line
+    result = invoke("train", "SOLVER.MAX_ITER", "1")
+    assert result.exit_code == 2
+    assert "Name a config" in result.output
+
+
+def test_weights_are_exported_and_train_and_evaluate_again(run_dir, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    result = invoke("export", run_dir, "--weights", "last", "--out", path)
+    assert result.exit_code == 0, result.output
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        names = set(file.keys())
+    assert json.loads(metadata["class_names"]) == ["red", "green", "blue"]
+    assert "LOSS: brs" in metadata["config"]
+    assert names == set(torch.load(run_dir / "model_final.pth", weights_only=True)["model"])
+    result = invoke("eval", run_dir, "--weights", path, "--output", tmp_path / "eval")
+    assert result.exit_code == 0, result.output
+    trained = json.loads((run_dir / "results.json").read_text())
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["bbox"] == trained["bbox"]
+    before = path.read_bytes()
+    assert invoke("export", run_dir, "--out", path).exit_code == 2
+    assert path.read_bytes() == before
+    assert invoke("export", run_dir, "--out", tmp_path / "x.bin").exit_code == 2
 
 
 def test_losses_are_measured_when_asked_for(cells, run_dir, tmp_path):
@@ -155,14 +192,20 @@ def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
 def test_eval_of_a_run_alone(run_dir):
     result = invoke("eval", run_dir)
     assert result.exit_code == 0, result.output
-    written = json.loads((run_dir / "eval-cells_val-model_final" / "results.json").read_text())
     trained = json.loads((run_dir / "results.json").read_text())
-    assert written["bbox"] == trained["bbox"]
+    best = trained["best"]
+    assert f"model_best.pth (the best, after {best['iterations']} iterations)" in result.output
+    written = json.loads((run_dir / "eval-cells_val-model_best" / "results.json").read_text())
+    assert written["bbox"]["AP"] == best["bbox/AP"] >= trained["bbox"]["AP"]
+    result = invoke("eval", run_dir, "--weights", "last")
+    assert "model_final.pth (after 4 iterations)" in result.output
+    last = json.loads((run_dir / "eval-cells_val-model_final" / "results.json").read_text())
+    assert last["bbox"] == trained["bbox"]
 
 
 def test_eval_of_a_run_whose_data_set_is_registered_no_more(run_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("BUCKETRANK_HOME", str(tmp_path))
-    result = invoke("eval", run_dir, "--output", tmp_path / "out")
+    result = invoke("eval", run_dir, "--weights", "last", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     trained = json.loads((run_dir / "results.json").read_text())
     assert json.loads((tmp_path / "out" / "results.json").read_text())["bbox"] == trained["bbox"]
@@ -187,7 +230,7 @@ def test_eval_shows_how_far_it_is(run_dir, tmp_path):
 
 
 def test_eval_on_another_data_set_and_of_a_config_with_weights(run_dir, tmp_path):
-    arguments = ["--dataset", "cells_test", "--output", tmp_path / "a"]
+    arguments = ["--weights", "last", "--dataset", "cells_test", "--output", tmp_path / "a"]
     assert invoke("eval", run_dir, *arguments).exit_code == 0
     narrow = [*NARROW, "MODEL.RANKING.LOSS", "brs"]
     result = invoke(

@@ -1,5 +1,7 @@
 """What holds for every detector with every loss."""
 
+from itertools import product
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -8,11 +10,13 @@ from detectron2.utils.events import EventStorage
 
 from bucketed_ranking.config import SCORE_LOSS
 from bucketed_ranking.engine.checkpoint import SafeCheckpointer
-from bucketed_ranking.losses import LOSS_NAMES
+from bucketed_ranking.errors import BucketRankError
+from bucketed_ranking.losses import LOSS_NAMES, QUALITY_LOSSES
 from bucketed_ranking.modeling.ranking import WRITE_PERIOD
 from tests.small_detectors import ALL_SCORES, DETECTORS, narrow_config, random_batch
 
 LOSSES = [SCORE_LOSS, *LOSS_NAMES]
+DENSE = ("retinanet_tiny", "atss_tiny", "paa_tiny")
 
 
 def build(detector: str, loss: str, *options: str):
@@ -25,8 +29,10 @@ def losses_of(model, batch):
         return model(batch)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize(
+    ("detector", "loss"),
+    [*product(DETECTORS, LOSSES), *product(DENSE, QUALITY_LOSSES)],
+)
 def test_a_step_gives_finite_losses_and_reaches_every_parameter(detector, loss):
     model = build(detector, loss)
     losses = losses_of(model, random_batch())
@@ -37,6 +43,11 @@ def test_a_step_gives_finite_losses_and_reaches_every_parameter(detector, loss):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+def test_losses_of_dense_detectors_are_refused_by_others():
+    with pytest.raises(BucketRankError, match="'vfl', a loss of dense detectors"):
+        narrow_config("faster_rcnn_tiny", "vfl")
 
 
 @pytest.mark.parametrize("loss", ["score", "brs", "ap", "alrp-exact"])

@@ -3,7 +3,7 @@
 from detectron2.config import CfgNode
 
 from .errors import BucketRankError
-from .losses import LOSS_NAMES
+from .losses import LOSS_NAMES, QUALITY_LOSSES
 
 SCORE_LOSS = "score"
 EXACT_SCOPE = "global"
@@ -14,7 +14,8 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     """Add the keys of this project to a Detectron2 config, with their defaults."""
     cfg.MODEL.RANKING = CfgNode()
     # A name of `bucketed_ranking.losses.LOSS_NAMES`, or "score": the detector's own score-based
-    # loss, with Detectron2's own detector.
+    # loss, with Detectron2's own detector; for dense detectors also "qfl", "vfl" or "mal" of
+    # `QUALITY_LOSSES`, with the box loss and the recipe of ranking.
     cfg.MODEL.RANKING.LOSS = SCORE_LOSS
     # Half width of the linear ramp of the smoothed step function H, in logits.
     # None: the objective's own, 1.0 for AP and aLRP, 0.5 for RS (the papers' values).
@@ -127,11 +128,19 @@ def ranking_scope(cfg: CfgNode) -> str:
     """What one ranking spans, by MODEL.RANKING.SCOPE: "process" or "global".
 
     Raises:
-        BucketRankError: SCOPE is something else, or "global" for a published loss.
+        BucketRankError: SCOPE is something else, or "global" for a published loss; or LOSS is of
+            dense detectors and the detector is not.
     """
     scope, loss = cfg.MODEL.RANKING.SCOPE, cfg.MODEL.RANKING.LOSS
     if scope not in (None, "process", "global"):
         raise BucketRankError(f"MODEL.RANKING.SCOPE is {scope!r}; use process or global.")
+    if loss in QUALITY_LOSSES:
+        if not cfg.MODEL.META_ARCHITECTURE.endswith(("RetinaNet", "ATSS", "PAA")):
+            raise BucketRankError(
+                f"MODEL.RANKING.LOSS is {loss!r}, a loss of dense detectors: RetinaNet, "
+                "ATSS, PAA; take score or a ranking loss for others."
+            )
+        return scope or EXACT_SCOPE
     if loss not in LOSS_NAMES:
         return "process"
     objective, algorithm = LOSS_NAMES[loss]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.ops import box_area, generalized_box_iou_loss
 
-from .losses import RankingLoss
+from .losses import QualityLoss, RankingLoss
 from .losses.processes import sum_in_place
 
 # A positive whose predicted box misses its target keeps this quality: it stays a positive.
@@ -116,18 +116,18 @@ class RankingCriterion(nn.Module):
     :class:`EpochBalance` to balance.
 
     Args:
-        loss: the ranking loss, for example ``RankingLoss("brs")``.
+        loss: the ranking loss, for example ``RankingLoss("brs")``; or a loss towards qualities.
         box_weight: factor on the box losses, one for all or by their names; None takes 1 with
             ``self_balance`` and 2 without, the AP Loss setting of the paper.
         self_balance: scale each box loss by detach(classification loss) / detach(box loss); None
-            takes the objective's habit: on for RS and aLRP, off for AP.
+            takes the objective's habit: on for RS and aLRP, off for all others.
         rank_weight: factor on the classification losses; box losses are balanced by the product.
         weight: factor on every loss that is returned (0.2 in the RPN).
     """
 
     def __init__(
         self,
-        loss: RankingLoss,
+        loss: RankingLoss | QualityLoss,
         *,
         box_weight: float | Mapping[str, float] | None = None,
         self_balance: bool | None = None,
@@ -136,7 +136,8 @@ class RankingCriterion(nn.Module):
     ):
         super().__init__()
         self.loss = loss
-        self.self_balance = loss.objective != "ap" if self_balance is None else self_balance
+        balanced = loss.objective in ("rs", "alrp")
+        self.self_balance = balanced if self_balance is None else self_balance
         self.box_weight = (1.0 if self.self_balance else 2.0) if box_weight is None else box_weight
         self.rank_weight = rank_weight
         self.weight = weight

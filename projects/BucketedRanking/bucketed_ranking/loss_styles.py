@@ -6,6 +6,7 @@ from .losses import LOSS_NAMES
 _COLOURS = {
     "ap": "#0072B2", "alrp": "#009E73", "rs": "#D55E00",
     "focal": "#000000", "score": "#000000", "ce": "#7F7F7F", "sort": "#CC79A7",
+    "qfl": "#56B4E9", "vfl": "#E69F00", "mal": "#B8A000",
 }  # fmt: skip
 _LINES = {"loop": (":", "o"), "bucketed": ("--", "^"), "exact": ("-", "s")}
 _REFERENCE_LINE = ("-.", "D")
@@ -14,6 +15,7 @@ LABELS = {
     "bap": "AP, bucketed (BAP)", "brs": "RS, bucketed (BRS)",
     "ap-exact": "AP, exact", "alrp-exact": "aLRP, exact", "rs-exact": "RS, exact",
     "focal": "focal loss (fvcore)", "score": "score-based (its own loss)",
+    "qfl": "quality focal", "vfl": "varifocal", "mal": "matchability-aware (MAL)",
     "ce": "cross-entropy", "sort": "one torch.sort, no loss",
 }  # fmt: skip
 """In the order of legends."""

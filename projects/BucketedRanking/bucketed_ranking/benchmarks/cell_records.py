@@ -19,7 +19,9 @@ GRID = "grid.json"
 FINISHED, UNFINISHED, FAILED = "finished", "unfinished", "failed"
 PENDING, OBSTRUCTED = "not started", "cannot be run"
 _STATES = {"finished": FINISHED, "failed": FAILED, "diverged": FAILED}
-_CELL_KEYS = ("name", "config", "loss", "seed", "dataset", "max_iter", "images_per_ranking")
+_CELL_KEYS = (
+    "name", "config", "loss", "variant", "seed", "dataset", "max_iter", "images_per_ranking",
+)  # fmt: skip
 
 
 def write_grid(output: Path, cells: list[Cell]) -> None:
@@ -96,6 +98,7 @@ def is_to_do(record: Record) -> bool:
 
 def _read(entry: Record, folder: Path) -> Record:
     record = {key: entry.get(key) for key in _CELL_KEYS}
+    record["variant"] = record["variant"] or ""  # not in older tables
     record |= {"state": PENDING, "iterations": 0, "error": entry.get("obstacle"), "curves": {}}
     if record["error"]:
         return {**record, "state": OBSTRUCTED}

@@ -3,11 +3,13 @@
 import fnmatch
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 
+from ..config import SCORE_LOSS
 from ..data.registry import split_names
 from ..engine import run_folder, setup
 from ..environment import choose_device
@@ -22,6 +24,7 @@ DEFAULT_LOSSES = ("score", "ap", "bap", "rs", "brs", "rs-exact")
 # 400 it took 48 (docs/results/tables.md).
 EMBEDDED_ITERATIONS = 300
 _EVALUATIONS = 4
+_RANKING = "MODEL.RANKING."
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Cell:
         config: the detector, by the name of its config.
         dataset: a data set with splits; None: the config's own.
         options: KEY VALUE pairs.
+        variant: name of a change to the config, whose keys are among the options; "": none.
         folder: where the run is, or will be.
         processes: one a GPU; one on the CPU.
         max_iter, images_per_ranking, config_hash: of the run (see
@@ -45,6 +49,7 @@ class Cell:
     dataset: str | None
     options: tuple[str, ...]
     folder: Path
+    variant: str = ""
     device: str | None = None
     processes: int = 1
     max_iter: int = 0
@@ -88,6 +93,7 @@ def plan(
     seeds: Sequence[int] = (1,),
     paper: bool = False,
     options: Sequence[str] = (),
+    variants: Mapping[str, Sequence[str]] = MappingProxyType({}),
     device: str | None = None,
     processes: int = 1,
 ) -> list[Cell]:
@@ -100,6 +106,8 @@ def plan(
         detectors: names of configs, with * and ? for several; None: see `choose_detectors`.
         losses: None: `DEFAULT_LOSSES`, or the paper's.
         paper: only the rows of the paper's table.
+        variants: KEY VALUE pairs by the name of a change: cells of each beside those without. One
+            of MODEL.RANKING alone changes nothing for the detector's own loss, which gets none.
         processes: of each cell, one a GPU.
 
     Raises:
@@ -121,11 +129,16 @@ def plan(
     if not pairs:
         raise BucketRankError("No row of the paper's table has these detectors and losses.")
     cells = []
-    for (config, loss, of_paper), seed in product(pairs, seeds):
-        folder = output / "cells" / f"{config.replace('/', '-')}-{loss}-seed{seed}"
-        chosen = (*of_paper, *options)
-        cell = Cell(config, loss, seed, dataset, chosen, folder, device, processes)
-        cells.append(_complete(cell))
+    changes = {"": (), **variants}
+    for (config, loss, of_paper), (variant, keys) in product(pairs, changes.items()):
+        if loss == SCORE_LOSS and keys and all(key.startswith(_RANKING) for key in keys[::2]):
+            continue
+        name = "-".join(filter(None, (config.replace("/", "-"), loss, variant)))
+        chosen = (*of_paper, *keys, *options)
+        for seed in seeds:
+            folder = output / "cells" / f"{name}-seed{seed}"
+            cell = Cell(config, loss, seed, dataset, chosen, folder, variant, device, processes)
+            cells.append(_complete(cell))
     return cells
 
 

@@ -168,7 +168,7 @@ def _draw_ap_curves(rows: Sequence["Row"]) -> Figure:
         curves = curves_of(row, task)
         shared = sorted(set.intersection(*map(set, curves)))
         values = [[curve[iteration] for curve in curves] for iteration in shared]
-        style = _style(row.loss, 1.6, 5)
+        style = _row_style(row, 1.6, 5)
         axes.plot(shared, list(map(mean, values)), label=row.label, **style)
         low, high = list(map(min, values)), list(map(max, values))
         axes.fill_between(shared, low, high, color=style["color"], **_BAND)
@@ -180,7 +180,7 @@ def _draw_ap_curves(rows: Sequence["Row"]) -> Figure:
 def _draw_trade(rows: Sequence["Row"]) -> Figure:
     def draw(axes: Axes, row: "Row", task: str) -> None:
         ap, seconds = row.statistic(f"{task}_AP"), row.statistic("seconds_per_iteration")
-        style = _style(row.loss, 1.5, 8) | {"linestyle": "none", "capsize": 3}
+        style = _row_style(row, 1.5, 8) | {"linestyle": "none", "capsize": 3}
         axes.errorbar(1000 * seconds.mean, ap.mean, yerr=ap.std, label=row.label, **style)
         axes.margins(0.15)
 
@@ -236,6 +236,14 @@ def _style(loss: str, linewidth: float, markersize: float) -> dict[str, Any]:
     filling = colour if line in ("-", "-.") else "white"
     look = {"color": colour, "linestyle": line, "marker": marker, "markerfacecolor": filling}
     return look | {"linewidth": linewidth, "markersize": markersize}
+
+
+def _row_style(row: "Row", linewidth: float, markersize: float) -> dict[str, Any]:
+    """How matplotlib draws a row of a table: as its loss, a variant in a colour of its own."""
+    style = _style(row.loss, linewidth, markersize)
+    if not row.number:
+        return style
+    return style | {"color": f"C{row.number - 1}", "markerfacecolor": "white"}
 
 
 def _panels(

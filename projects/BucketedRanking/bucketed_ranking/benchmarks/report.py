@@ -87,6 +87,8 @@ def _tables(rows: Sequence[Row]) -> list[Table]:
         columns |= {name: _column(f"{task}_{name}", 1) for name in METRICS}
         columns["vs unbucketed"] = _difference("unbucketed", ap)
         columns["vs score"] = _difference("score", ap)
+        if any(row.variant for row in rows):
+            columns["vs no variant"] = _difference("unchanged", ap)
         known = [row for row in rows if row.statistic(ap)]
         title = f"{TASKS[task].capitalize()} AP"
         tables.append(Table.of(known, columns, title, _ACCURACY_NOTE.format(TASKS[task])))
@@ -177,7 +179,7 @@ def _difference(other: str, name: str) -> Callable[[Row], str]:
 
 _NAMES: Columns = {
     "detector": lambda row: row.config,
-    "loss": lambda row: row.loss,
+    "loss": lambda row: f"{row.loss} {row.variant}".rstrip(),
     "images / ranking": lambda row: str(row.images_per_ranking or "unknown"),
 }
 _COSTS: Columns = {

@@ -42,21 +42,26 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Row:
-    """One detector with one loss and number of images in a ranking, over its seeds.
+    """One detector with one loss, variant and number of images in a ranking, over its seeds.
 
     Attributes:
         unbucketed: the row of the same objective without buckets and as many images a ranking.
-        score: the row of the detector's own loss, likewise.
-        label: the loss in words, with the number where rows of the detector differ in it.
+        score: the row of the detector's own loss, likewise; without the variant where it has none.
+        unchanged: of a variant, the row without it.
+        label: the loss in words, with the variant, and with the number where rows differ in it.
+        number: of the variant in its table, from 1; 0: none.
     """
 
     config: str
     loss: str
+    variant: str
     images_per_ranking: int | None
     cells: tuple[Record, ...]
     unbucketed: "Row | None" = None
     score: "Row | None" = None
+    unchanged: "Row | None" = None
     label: str = ""
+    number: int = 0
 
     def statistic(self, name: str) -> Statistic | None:
         """Of a number of each cell, such as "bbox_AP"."""
@@ -93,12 +98,13 @@ class Row:
         names = [*(f"{task}_{name}" for task in tasks for name in METRICS), *COSTS]
         numbers = {name: self.statistic(name) for name in names}
         for task in tasks:
-            for other in ("unbucketed", "score"):
+            for other in ("unbucketed", "score", "unchanged"):
                 difference = self.difference(getattr(self, other), f"{task}_AP")
                 numbers[f"{task}_AP_difference_from_{other}"] = difference
         return {
             "config": self.config,
             "loss": self.loss,
+            "variant": self.variant,
             "images_per_ranking": self.images_per_ranking,
             "seeds": [cell["seed"] for cell in self.cells],
             "speed_up": self.speed_up(),
@@ -109,23 +115,30 @@ class Row:
 def make_rows(records: Sequence[Record]) -> list[Row]:
     """The rows of the records, detector by detector; cells of another number of images in a
     ranking are never in one row, nor compared."""
-    keys = [(r["config"], r["loss"], r["images_per_ranking"]) for r in records]
+    keys = [(r["config"], r["loss"], r["variant"], r["images_per_ranking"]) for r in records]
     configs = list(dict.fromkeys(record["config"] for record in records))
+    variants = list(dict.fromkeys(["", *(record["variant"] for record in records)]))
     rows = {
         key: Row(*key, tuple(r for r, k in zip(records, keys, strict=True) if k == key))
         for key in sorted(dict.fromkeys(keys), key=lambda key: configs.index(key[0]))
     }
-    several = {c for c in configs if len({key[2] for key in rows if key[0] == c}) > 1}
+    several = {c for c in configs if len({key[3] for key in rows if key[0] == c}) > 1}
 
     def with_others(row: Row) -> Row:
-        def other(loss: str | None) -> Row | None:
-            key = row.config, loss or "", row.images_per_ranking
-            return None if loss == row.loss else rows.get(key)
+        def other(loss: str | None, *variants: str) -> Row | None:
+            same = row.config, row.images_per_ranking
+            keys = [(same[0], loss or "", variant, same[1]) for variant in variants]
+            return next((rows[key] for key in keys if key in rows and rows[key] != row), None)
 
+        variant = f", {row.variant}" if row.variant else ""
         number = f", {row.images_per_ranking} a ranking" if row.config in several else ""
-        label = LABELS[row.loss] + number
         return replace(
-            row, unbucketed=other(loop_of(row.loss)), score=other(SCORE_LOSS), label=label
+            row,
+            unbucketed=other(loop_of(row.loss), row.variant),
+            score=other(SCORE_LOSS, row.variant, "") if row.loss != SCORE_LOSS else None,
+            unchanged=other(row.loss, "") if row.variant else None,
+            label=LABELS[row.loss] + variant + number,
+            number=variants.index(row.variant),
         )
 
     return [with_others(row) for row in rows.values()]

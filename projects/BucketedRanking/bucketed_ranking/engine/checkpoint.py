@@ -89,6 +89,32 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
     return None
 
 
+def chosen_checkpoint(run_dir: Path, which: str | None = None) -> Checkpoint | None:
+    """The checkpoint of a run that is used after training; None if there is none.
+
+    Args:
+        which: "best", of the evaluation with the best AP, "last", see :func:`newest_checkpoint`;
+            None: the best where there is one.
+
+    Raises:
+        BucketRankError: there is none that can be used.
+    """
+    path = run_dir / f"{BEST}.pth"
+    if which != "last" and path.is_file():
+        try:
+            return Checkpoint(path, _read(path)["iteration"] + 1, [])
+        except _DAMAGED as error:
+            raise BucketRankError(
+                f"{path} is damaged ({_first_line(error)}); --weights last takes the newest."
+            ) from error
+    if which == "best":
+        raise BucketRankError(
+            f"There is no {path.name} in {run_dir}: nothing was evaluated while it was trained "
+            "(TEST.EVAL_PERIOD); --weights last takes the newest."
+        )
+    return newest_checkpoint(run_dir)
+
+
 def all_finite(weights: dict[str, torch.Tensor]) -> bool:
     """Whether no number of a state dict is NaN or infinite."""
     return all(value.isfinite().all() for value in weights.values())

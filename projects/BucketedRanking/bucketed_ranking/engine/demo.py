@@ -50,7 +50,7 @@ def draw_comparison(losses: Sequence[str], output: Path) -> Path:
         The picture's path, `output`/detections.png.
     """
     detectors = {loss: load_detector(str(output / f"{CONFIG}-{loss}")) for loss in losses}
-    thresholds = {loss: best_threshold(d.run_dir) for loss, d in detectors.items()}
+    thresholds = {loss: best_threshold(d) for loss, d in detectors.items()}
     name = next(iter(detectors.values())).cfg.DATASETS.TEST[0]
     class_names = MetadataCatalog.get(name).thing_classes
     rows = []

@@ -1,6 +1,5 @@
 """What happens around every training step: progress, statistics, timing, interruption."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 from ..console import ProgressDisplay
 from .checkpoint import FINAL, SafeCheckpointer
 from .processes import StopRequest, TrainingInterruptedError
-from .run_folder import read_metrics
+from .run_folder import best_evaluation
 
 WARM_UP_ITERATIONS = 10
 """The first iterations of a training, of which neither steps nor losses are timed."""
@@ -81,9 +80,6 @@ class KeepBest(hooks.BestCheckpointer):
     """Keeps the weights with the best AP of all evaluations as model_best.pth.
 
     Stands on the main process alone, which has the results.
-
-    Attributes:
-        waited: how many evaluations there have been since the best.
     """
 
     def __init__(self, eval_period: int, model: nn.Module, output: Path, metric: str):
@@ -91,69 +87,7 @@ class KeepBest(hooks.BestCheckpointer):
         self.output, self.metric = output, metric
 
     def before_train(self) -> None:
-        self.best_metric, self.waited = None, 0
-        for row in read_metrics(self.output):
-            if self.metric in row:
-                self.waited += 1
-                if self.best_metric is None or row[self.metric] > self.best_metric:
-                    self._update_best(row[self.metric], row["iteration"])
-
-    def _best_checking(self) -> None:
-        self.waited += 1
-        super()._best_checking()
-
-    def _update_best(self, val: float, iteration: int) -> bool:
-        better = super()._update_best(val, iteration)
-        self.waited = 0 if better else self.waited
-        return better
-
-
-class PatienceEndedError(BaseException):
-    """Ends a training that is done; no Exception, which Detectron2 would log as a failure."""
-
-
-class StopEarly(HookBase):
-    """Ends training after `patience` evaluations in a row without a better AP.
-
-    The run then ends as one of so many iterations does: with a final checkpoint, its evaluation and
-    results. Stands behind all other hooks, on all processes; the main one has `best`.
-    """
-
-    def __init__(
-        self,
-        patience: int,
-        eval_period: int,
-        best: KeepBest | None,
-        checkpoints: KeepCheckpoints,
-        console: Console | None,
-    ):
-        self.patience, self.eval_period, self.best = patience, eval_period, best
-        self.checkpoints, self.console = checkpoints, console
-
-    def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.eval_period == 0:
-            self.stop_if_due()
-
-    def stop_if_due(self) -> None:
-        """Raise :class:`PatienceEndedError` on all processes if the patience has ended."""
-        done = self.trainer.iter + 1
-        waited = comm.all_gather(self.best.waited if self.best is not None else 0)[0]
-        if waited < self.patience or done == self.trainer.max_iter:
-            return
-        if self.best is not None:
-            self._say(f"Stopped early after {done} iterations", waited)
-        self.checkpoints.save(FINAL)
-        self.trainer.stopped_early_after = waited
-        self.trainer.iter = self.trainer.max_iter = done
-        raise PatienceEndedError
-
-    def _say(self, what: str, waited: int) -> None:
-        best = self.best.best_metric
-        known = "any" if best is None else f"a better one than {best:.1f}, that of model_best.pth"
-        sentence = f"{what}: of the last {waited} evaluations none had {known} ({self.best.metric})."
-        logger.info("%s", sentence)
-        if self.console is not None:
-            self.console.print(sentence, highlight=False)
+        self.best_iter, self.best_metric = best_evaluation(self.output, self.metric) or (None, None)
 
 
 class WriteRows(hooks.PeriodicWriter):

@@ -1,5 +1,6 @@
 """Load a trained detector, evaluate it on data sets, detect objects in pictures."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
 from ..errors import BucketRankError
 from ..zoo import find_config
-from .checkpoint import SafeCheckpointer, newest_checkpoint
+from .checkpoint import BEST, SafeCheckpointer, chosen_checkpoint
 from .evaluation import evaluate_model, write_results
 from .mapper import UNREADABLE, read_image
-from .run_folder import RECORD, RESULTS, is_run, read_config, read_json
+from .run_folder import RECORD, RESULTS, has_ap, is_run, read_config, read_json, read_metrics
 from .run_logging import run_logging
 from .setup import check_values, load_config, merge_options, set_num_classes
 
@@ -43,6 +44,15 @@ class Detector:
     model: nn.Module
     weights: str
     run_dir: Path | None
+    iterations: int | None = None
+    """After how many of its run the weights were saved; None: not known."""
+
+    def describe_weights(self) -> str:
+        """The path or URL of the weights, and which of the run's they are."""
+        if self.iterations is None:
+            return self.weights
+        best = "the best, " if Path(self.weights).stem == BEST else ""
+        return f"{self.weights} ({best}after {self.iterations} iterations)"
 
 
 def load_detector(
@@ -55,7 +65,8 @@ def load_detector(
     """Load the detector of a run.
 
     Args:
-        weights: path or URL of a checkpoint; None takes the newest of the run.
+        weights: path or URL of a checkpoint, or "best" or "last"; None takes the best of the run
+            where it was evaluated in between, else the last.
         device: see :func:`choose_device`.
         options: KEY VALUE pairs that override the config.
 
@@ -73,19 +84,24 @@ def load_detector(
     merge_options(cfg, options)
     check_values(cfg)
     cfg.MODEL.DEVICE = choose_device(device)
-    newest = None if weights else newest_checkpoint(path)
-    if newest is None and not weights:
+    if weights not in (None, "best", "last"):
+        return build_detector(cfg, weights, path)
+    chosen = chosen_checkpoint(path, weights)
+    if chosen is None:
         raise BucketRankError(
             f"The run in {path} has no checkpoint yet; go on with its training first (--resume)."
         )
-    return build_detector(cfg, weights or str(newest.path), path)
+    iterations = min(chosen.iterations, cfg.SOLVER.MAX_ITER)  # see `best_threshold`
+    return build_detector(cfg, str(chosen.path), path, iterations)
 
 
-def build_detector(cfg: CfgNode, weights: str, run_dir: Path | None = None) -> Detector:
+def build_detector(
+    cfg: CfgNode, weights: str, run_dir: Path | None = None, iterations: int | None = None
+) -> Detector:
     """Build the model of a full config and load all of its weights."""
     model = build_model(cfg)
     SafeCheckpointer(model).load_all(weights)
-    return Detector(cfg, model.eval(), weights, run_dir)
+    return Detector(cfg, model.eval(), weights, run_dir, iterations)
 
 
 def load_for_evaluation(
@@ -169,13 +185,23 @@ def evaluate(
     return results
 
 
-def best_threshold(run_dir: Path | None) -> float:
-    """The score threshold with the best F1 in the evaluation of a run, or the default."""
-    if run_dir is None or not (run_dir / RESULTS).is_file():
+def best_threshold(detector: Detector) -> float:
+    """The score threshold with the best F1, by the evaluation of the detector's own weights.
+
+    For weights whose evaluation is not known it is that of the run's last one, or the default.
+    """
+    if detector.run_dir is None:
         return DEFAULT_SCORE_THRESHOLD
-    results = read_json(run_dir / RESULTS)
-    found = results.get("bbox", results.get("segm", {})).get("score_threshold")
-    return DEFAULT_SCORE_THRESHOLD if found is None else found
+    evaluated = [row for row in read_metrics(detector.run_dir) if has_ap(row)]
+    # Detectron2 counts from 0, but gives the last evaluation the iteration after.
+    last = detector.cfg.SOLVER.MAX_ITER
+    own = [row for row in evaluated if min(row["iteration"] + 1, last) == detector.iterations]
+    for row in (own or evaluated)[-1:]:
+        for task in ("bbox", "segm"):  # Cityscapes has no boxes
+            threshold = row.get(f"{task}/score_threshold")
+            if threshold is not None and not math.isnan(threshold):
+                return threshold
+    return DEFAULT_SCORE_THRESHOLD
 
 
 def predict(

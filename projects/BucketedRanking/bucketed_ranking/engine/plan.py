@@ -1,8 +1,8 @@
 """Training as people say it: epochs, batch, picture size and weights as keys of Detectron2."""
 
 import math
+import warnings
 
-from detectron2 import model_zoo
 from detectron2.config import CfgNode
 
 from ..errors import BucketRankError
@@ -104,6 +104,10 @@ def plan_weights(cfg: CfgNode, config: str, weights: str) -> list[str]:
             return [*free, "MODEL.TIMM.FREEZE_BN", "False"]
         return [*free, "MODEL.RESNETS.NORM", "BN"] if cfg.MODEL.RESNETS.NORM == "FrozenBN" else free
     if weights == "coco":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it is imported by pkg_resources
+            from detectron2 import model_zoo
+
         path = find_config(config)
         try:
             url = model_zoo.get_checkpoint_url(f"{path.parent.name}/{path.name}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,6 +125,14 @@ def rewind_metrics(cfg: CfgNode, start_iter: int, period: int) -> bool:
 def has_ap(row: dict[str, Any]) -> bool:
     """Whether a row of metrics.json has the results of an evaluation."""
     return any(key.endswith("/AP") for key in row)
+
+
+def best_evaluation(run_dir: Path, metric: str) -> tuple[int, float] | None:
+    """The iteration and the value of a run's best evaluation, by `metric`, such as "bbox/AP"."""
+    rows = read_metrics(run_dir)
+    known = [(row["iteration"], row[metric]) for row in rows if metric in row]
+    known = [each for each in known if not math.isnan(each[1])]
+    return max(known, key=lambda each: each[1], default=None)
 
 
 @contextmanager

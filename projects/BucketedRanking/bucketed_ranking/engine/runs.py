@@ -41,6 +41,7 @@ from .run_folder import (
     CONFIG,
     RECORD,
     RESULTS,
+    best_evaluation,
     config_hash,
     images_per_ranking,
     lock,
@@ -223,6 +224,8 @@ def _results(cfg: CfgNode, trainer: Trainer, unreadable: int) -> dict[str, Any]:
     seconds = median_seconds(trainer.storage, trainer.start_iter + WARM_UP_ITERATIONS)
     times = summarise_samples(trainer.loss_profiler.samples if trainer.loss_profiler else [])
     latest = trainer.storage.latest()
+    metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+    best = best_evaluation(Path(cfg.OUTPUT_DIR), metric) if cfg.TEST.EVAL_PERIOD else None
     return {
         "loss": cfg.MODEL.RANKING.LOSS,
         "dataset": cfg.DATASETS.TEST[-1],
@@ -235,6 +238,7 @@ def _results(cfg: CfgNode, trainer: Trainer, unreadable: int) -> dict[str, Any]:
         "images_per_second": cfg.SOLVER.IMS_PER_BATCH / seconds if seconds else None,
         "final_losses": {k: float(v) for k, (v, _) in latest.items() if k.startswith("loss_")},
         "unreadable_images": unreadable,
+        "best": best and {"iterations": min(best[0] + 1, trainer.max_iter), metric: best[1]},
         **trainer._last_eval_results,
     }
 

@@ -22,7 +22,7 @@ from ..data.catalog import DatasetInfo, register, require_masks, require_same_cl
 from ..data.registry import split_names
 from ..environment import choose_device
 from ..errors import BucketRankError
-from ..losses import LOSS_NAMES
+from ..losses import LOSS_NAMES, QUALITY_LOSSES
 from ..pretrained import describe_weights
 from ..zoo import find_config
 
@@ -107,7 +107,7 @@ def load_config(
 
     Args:
         config: see :func:`find_config`.
-        loss: a name of `LOSS_NAMES`, or "score"; None keeps the config's.
+        loss: a name of `LOSS_NAMES` or `QUALITY_LOSSES`, or "score"; None keeps the config's.
         options: KEY VALUE pairs, as on Detectron2's command lines; they override all else.
         device: see :func:`choose_device`.
 
@@ -201,7 +201,7 @@ def check_values(cfg: CfgNode) -> None:
 
 def check_loss(loss: str) -> None:
     """Raise BucketRankError unless `loss` is "score" or the name of a ranking loss."""
-    names = [SCORE_LOSS, *LOSS_NAMES]
+    names = [SCORE_LOSS, *LOSS_NAMES, *QUALITY_LOSSES]
     if loss not in names:
         raise BucketRankError(
             f"There is no loss called {loss!r}; choose one of {', '.join(names)}."

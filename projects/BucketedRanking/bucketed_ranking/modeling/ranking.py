@@ -16,7 +16,7 @@ from ..balance import EpochBalance
 from ..config import SCORE_LOSS, ranking_scope
 from ..criterion import RankingCriterion, RankingResult, positive_rows
 from ..errors import BucketRankError
-from ..losses import LOSS_NAMES, RankingLoss
+from ..losses import LOSS_NAMES, QUALITY_LOSSES, QualityLoss, RankingLoss
 
 WRITE_PERIOD = 20
 """Every how many iterations Detectron2's trainer writes what is in the event storage."""
@@ -29,6 +29,8 @@ def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
         BucketRankError: LOSS is not the name of a ranking loss, or an option does not suit it.
     """
     ranking = cfg.MODEL.RANKING
+    if ranking.LOSS in QUALITY_LOSSES:
+        return _criterion(QualityLoss(ranking.LOSS), ranking, weight)
     if ranking.LOSS not in LOSS_NAMES:
         raise BucketRankError(
             f"MODEL.RANKING.LOSS is {ranking.LOSS!r}, but a ranking head needs one of "
@@ -43,6 +45,12 @@ def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
         )
     except ValueError as error:
         raise BucketRankError(f"MODEL.RANKING does not suit {ranking.LOSS!r}: {error}.") from error
+    return _criterion(loss, ranking, weight)
+
+
+def _criterion(
+    loss: RankingLoss | QualityLoss, ranking: CfgNode, weight: float
+) -> RankingCriterion:
     return RankingCriterion(
         loss,
         box_weight=ranking.BOX_LOSS_WEIGHT,
