@@ -70,7 +70,9 @@ def check_stopped_after_4(folder, steps: list[int], printed: str) -> None:
     assert record["curves"]["bbox"] == [(1, 10.0), (2, 20.0), (3, 20.0), (4, 5.0)]
 
 
-def test_training_ends_with_the_patience_and_goes_on_with_more(tmp_path, monkeypatch, steps, capsys):
+def test_training_ends_with_the_patience_and_goes_on_with_more(
+    tmp_path, monkeypatch, steps, capsys
+):
     evaluations(monkeypatch, 10.0, 20.0, 20.0, 5.0, 5.0)
     runs.train(run_config(tmp_path, *PATIENCE))
     check_stopped_after_4(tmp_path, steps, capsys.readouterr().out)

@@ -185,7 +185,7 @@ class StopEarly(HookBase):
         if comm.is_main_process():
             best = best_evaluation(self.output, self.metric)
             waited = evaluations_since(self.output, self.metric, best[0] if best else -1)
-        waited = comm.all_gather(waited)[0]
+        best, waited = comm.all_gather((best, waited))[0]
         if waited < self.patience or done == self.trainer.max_iter:
             return
         had = f"had a better AP than {best[1]:.1f} (model_best.pth)" if best else "had an AP"
