@@ -50,7 +50,7 @@ def evaluations(monkeypatch, *aps: float | None) -> None:
 
 def check_stopped_after_4(folder, steps: list[int], printed: str) -> None:
     assert steps == [0, 1, 2, 3]
-    assert SENTENCE in " ".join(printed.split())
+    assert SENTENCE in printed.splitlines()
     record = run_folder.read_json(folder / run_folder.RECORD)
     assert (record["state"], record["iterations"], record["stopped_early_after"]) == (
         "finished", 4, 2,
@@ -120,8 +120,8 @@ def test_evaluations_without_an_ap_count(tmp_path, monkeypatch, steps, capsys):
     evaluations(monkeypatch, *[float("nan")] * 3)
     runs.train(run_config(tmp_path, *PATIENCE))
     assert steps == [0, 1]
-    out = " ".join(capsys.readouterr().out.split())
-    assert "Stopped early after 2 iterations: none of the last 2 evaluations had an AP." in out
+    sentence = "Stopped early after 2 iterations: none of the last 2 evaluations had an AP."
+    assert sentence in capsys.readouterr().out.splitlines()
     assert run_folder.is_finished(tmp_path, 6, 2)
 
 

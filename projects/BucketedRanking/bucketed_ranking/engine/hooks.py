@@ -194,7 +194,7 @@ class StopEarly(HookBase):
         )
         logger.info(sentence)
         if self.console is not None:
-            self.console.print(sentence, highlight=False)
+            self.console.print(sentence, highlight=False, soft_wrap=True)
         self.checkpoints.save(FINAL)
         self.trainer.stopped_early_after = waited
         self.trainer.iter = self.trainer.max_iter = done  # what the end of a training looks like

@@ -130,24 +130,22 @@ class Trainer(DefaultTrainer):
         on all of them. A checkpoint is saved before an evaluation: see :meth:`before_train`.
         """
         cfg = self.cfg
+        patience, period = cfg.SOLVER.PATIENCE, cfg.TEST.EVAL_PERIOD
         checkpoints = KeepCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP)
-        self._evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+        self._evaluation = hooks.EvalHook(period, self._evaluate)
         self._interrupt = SaveOnInterrupt(self._stop, checkpoints)
         self._history = KeepHistory()
         self._best = self._progress = self._rows = self._early = None
         output, metric = Path(cfg.OUTPUT_DIR), "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
-        if cfg.SOLVER.PATIENCE:
-            self._early = StopEarly(
-                cfg.SOLVER.PATIENCE, cfg.TEST.EVAL_PERIOD, output, metric, checkpoints,
-                self._console,
-            )  # fmt: skip
+        if patience:
+            self._early = StopEarly(patience, period, output, metric, checkpoints, self._console)
         if comm.is_main_process():
-            if cfg.TEST.EVAL_PERIOD:
-                self._best = KeepBest(cfg.TEST.EVAL_PERIOD, self._trainer.model, output, metric)
+            if period:
+                self._best = KeepBest(period, self._trainer.model, output, metric)
             if self._console is not None:
                 title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
                 self._progress = ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console)
-            self._rows = WriteRows(self.build_writers, WRITE_PERIOD, cfg.TEST.EVAL_PERIOD)
+            self._rows = WriteRows(self.build_writers, WRITE_PERIOD, period)
         chosen = [
             SeedEachIteration(cfg.SEED),
             self.loss_profiler,
