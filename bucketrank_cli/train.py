@@ -107,6 +107,13 @@ def train(
     lr: Annotated[
         float | None, typer.Option(min=0.0, help="Learning rate; left out, it fits the batch.")
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=0, help="Stop after so many evaluations without a better AP; 0: never."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that load pictures, for each that trains.")
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Measure how long the losses take, into results.json."),
@@ -115,8 +122,8 @@ def train(
     """Train a detector with a ranking loss and evaluate it.
 
     Without CONFIG one is chosen, with --image-size and --epochs, and it is said why. --epochs,
-    --batch-size, --image-size, --lr and --weights are printed as the config keys that they stand
-    for; a KEY VALUE pair at the end of the line wins over them.
+    --batch-size, --image-size, --lr, --weights, --patience, --workers and others are printed as the
+    config keys that they stand for; a KEY VALUE pair at the end of the line wins over them.
     """
     from bucketed_ranking.detectron2_setup import require_detectron2
 
@@ -140,7 +147,15 @@ def train(
         cfg, info.num_images, epochs=epochs, batch_size=batch_size, image_size=image_size, lr=lr
     )
     planned += plan_weights(cfg, config, weights) if weights is not None else []
-    planned += _solver_options(amp, accumulate, on_nan)
+    planned += _options(
+        {
+            "SOLVER.AMP.ENABLED": amp or None,
+            "SOLVER.ACCUMULATE": accumulate,
+            "SOLVER.ON_NAN": on_nan,
+            "SOLVER.PATIENCE": patience,
+            "DATALOADER.NUM_WORKERS": workers,
+        }
+    )
     setup.merge_options(cfg, planned)
     setup.merge_options(cfg, options)
     setup.check_values(cfg)
@@ -165,7 +180,7 @@ def train(
         pairs = zip(planned[::2], planned[1::2], strict=True)
         say(f"As config keys: {' '.join(f'{key} {shlex.quote(value)}' for key, value in pairs)}")
     resume = resume or (auto_resume and run_folder.is_run(folder))
-    if resume and run_folder.is_finished(folder, cfg.SOLVER.MAX_ITER):
+    if resume and run_folder.is_finished(folder, cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE):
         say(f"The run in {folder} is finished: there is nothing left to do.")
         print_results(run_folder.read_json(folder / run_folder.RESULTS))
         return
@@ -221,8 +236,7 @@ def _choose_config(dataset: str | None, train_split: str | None, device: str | N
     return choose_config(train, choose_device(device))
 
 
-def _solver_options(amp: bool, accumulate: int | None, on_nan: str | None) -> list[str]:
-    """The config keys of the options that were given."""
-    given = {"AMP.ENABLED": amp or None, "ACCUMULATE": accumulate, "ON_NAN": on_nan}
-    pairs = [(f"SOLVER.{key}", str(value)) for key, value in given.items() if value is not None]
+def _options(given: dict[str, object]) -> list[str]:
+    """KEY VALUE pairs for the keys that are given, not None."""
+    pairs = [(key, str(value)) for key, value in given.items() if value is not None]
     return [word for pair in pairs for word in pair]

@@ -132,6 +132,17 @@ def test_resume_says_when_nothing_is_left_to_do(run_dir):
     assert "nothing left to do" in result.output
 
 
+def test_patience_ends_training_and_then_nothing_is_left_to_do(cells, tmp_path):
+    arguments = ["train", "retinanet_tiny", "--dataset", "cells", "--output", tmp_path / "run",
+                 "--patience", "1", "--workers", "0", *SHORT, "TEST.EVAL_PERIOD", "1",
+                 "SOLVER.BASE_LR", "1e-12", "SOLVER.MAX_ITER", "20"]  # fmt: skip
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "As config keys: SOLVER.PATIENCE 1 DATALOADER.NUM_WORKERS 0" in result.output
+    assert "Stopped early after" in result.output
+    assert "nothing left to do" in invoke(*arguments, "--resume").output
+
+
 def test_resume_trains_longer_when_asked(cells, tmp_path):
     arguments = ["train", "retinanet_tiny", "--dataset", "cells", "--loss", "bap",
                  "--output", tmp_path / "run", *SHORT]  # fmt: skip

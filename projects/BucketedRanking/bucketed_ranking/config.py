@@ -106,6 +106,9 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ON_NAN = "stop"
     # Training stops even so after so many skipped steps in a row.
     cfg.SOLVER.MAX_SKIPPED = 10
+    # End training after so many evaluations (TEST.EVAL_PERIOD) in a row without a better AP than
+    # that of the best checkpoint; 0: never.
+    cfg.SOLVER.PATIENCE = 0
 
 
 def apply_ranking_recipe(cfg: CfgNode) -> None:

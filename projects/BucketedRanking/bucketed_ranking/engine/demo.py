@@ -35,7 +35,7 @@ def train_losses(
         setup.configure_datasets(cfg, *setup.choose_datasets(cfg, DATASET, None, None))
         run_dir = output / f"{CONFIG}-{loss}"
         cfg.OUTPUT_DIR, cfg.SEED = str(run_dir), seed
-        if not run_folder.is_finished(run_dir, cfg.SOLVER.MAX_ITER):
+        if not run_folder.is_finished(run_dir, cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE):
             runs.train(cfg, resume=run_folder.is_run(run_dir), profile=True)
         results[loss] = run_folder.read_json(run_dir / run_folder.RESULTS)
     return results

@@ -1,5 +1,6 @@
 """What happens around every training step: progress, statistics, timing, interruption."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from torch import nn
 from ..console import ProgressDisplay
 from .checkpoint import FINAL, SafeCheckpointer
 from .processes import StopRequest, TrainingInterruptedError
-from .run_folder import best_evaluation
+from .run_folder import best_evaluation, evaluations_since
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_ITERATIONS = 10
 """The first iterations of a training, of which neither steps nor losses are timed."""
@@ -144,6 +147,58 @@ class SaveOnInterrupt(HookBase):
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         if self.group is None:
             raise TrainingInterruptedError(min(iteration, self.trainer.max_iter - 1))
+
+
+class PatienceEndedError(BaseException):
+    """Ends a training that is done; no Exception, which Detectron2 would log as a failure."""
+
+
+class StopEarly(HookBase):
+    """Ends training after `patience` evaluations in a row without a better AP.
+
+    The last of all hooks, on all processes: the evaluations are counted in metrics.json. The run
+    then ends as one of so many iterations does, with a final checkpoint, evaluation and results.
+
+    Args:
+        console: shows why; None, as on all but the main process, shows nothing.
+    """
+
+    def __init__(
+        self,
+        patience: int,
+        eval_period: int,
+        output: Path,
+        metric: str,
+        checkpoints: KeepCheckpoints,
+        console: Console | None,
+    ):
+        self.patience, self.eval_period, self.metric = patience, eval_period, metric
+        self.output, self.checkpoints, self.console = output, checkpoints, console
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.eval_period == 0:
+            self.stop_if_due()
+
+    def stop_if_due(self) -> None:
+        """Raise :class:`PatienceEndedError` on all processes if the patience has ended."""
+        done, best, waited = self.trainer.iter + 1, None, 0
+        if comm.is_main_process():
+            best = best_evaluation(self.output, self.metric)
+            waited = evaluations_since(self.output, self.metric, best[0] if best else -1)
+        best, waited = comm.all_gather((best, waited))[0]
+        if waited < self.patience or done == self.trainer.max_iter:
+            return
+        had = f"had a better AP than {best[1]:.1f} (model_best.pth)" if best else "had an AP"
+        sentence = (
+            f"Stopped early after {done} iterations: none of the last {waited} evaluations {had}."
+        )
+        logger.info(sentence)
+        if self.console is not None:
+            self.console.print(sentence, highlight=False, soft_wrap=True)
+        self.checkpoints.save(FINAL)
+        self.trainer.stopped_early_after = waited
+        self.trainer.iter = self.trainer.max_iter = done  # what the end of a training looks like
+        raise PatienceEndedError
 
 
 class KeepHistory(HookBase):

@@ -54,6 +54,7 @@ _MAY_CHANGE = (
     "SOLVER.CHECKPOINT_KEEP",
     "SOLVER.ON_NAN",
     "SOLVER.MAX_SKIPPED",
+    "SOLVER.PATIENCE",
 )
 
 
@@ -134,6 +135,12 @@ def best_evaluation(run_dir: Path, metric: str) -> tuple[int, float] | None:
     return max(known, key=lambda each: each[1], default=None)
 
 
+def evaluations_since(run_dir: Path, metric: str, iteration: int) -> int:
+    """How many evaluations of a run, by `metric`, came after an iteration."""
+    rows = read_metrics(run_dir)
+    return sum(metric in row and row["iteration"] > iteration for row in rows)
+
+
 @contextmanager
 def lock(output: Path) -> Iterator[None]:
     """Keep other trainings out of a folder while the context lasts, or this process lives.
@@ -206,12 +213,20 @@ def _may_change(key: str) -> bool:
     return any(key.startswith(each) if each.endswith(".") else key == each for each in _MAY_CHANGE)
 
 
-def is_finished(run_dir: Path, max_iter: int) -> bool:
-    """Whether a run has been trained for `max_iter` iterations and evaluated."""
+def is_finished(run_dir: Path, max_iter: int, patience: int | None = None) -> bool:
+    """Whether a run has been trained for `max_iter` iterations, or stopped early, and evaluated.
+
+    Args:
+        patience: SOLVER.PATIENCE with which it would go on; None: that of the run itself.
+    """
     if not is_run(run_dir) or not (run_dir / RESULTS).is_file():
         return False
     record = read_json(run_dir / RECORD)
-    return record["state"] == "finished" and record["iterations"] == max_iter
+    if record["state"] != "finished":
+        return False
+    waited = record.get("stopped_early_after", 0)  # evaluations without a better AP
+    patience = waited if patience is None else patience
+    return record["iterations"] == max_iter or 0 < patience <= waited
 
 
 def choose_seed(cfg: CfgNode, seed: int | None, resume: bool = False) -> None:

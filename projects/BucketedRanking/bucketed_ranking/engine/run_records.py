@@ -27,12 +27,15 @@ def read_run(folder: Path, max_iter: int) -> Record | None:
         return None
     run = read_json(folder / RECORD)
     metrics = read_metrics(folder)
+    finished = is_finished(folder, max_iter)
+    if finished:
+        max_iter = run["iterations"]  # fewer where it stopped early
     record = flat_run(run)
     # Detectron2 counts from 0, but gives the last evaluation the iteration after.
     done = min(metrics[-1]["iteration"] + 1, max_iter) if metrics else 0
     record["iterations"] = max(run["iterations"], done)
     record["curves"] = _curves(metrics, max_iter)
-    if is_finished(folder, max_iter):
+    if finished:
         return {**record, "state": "finished", **_results(folder, run, metrics)}
     return {**record, "state": run["state"] if run["state"] != "finished" else "training"}
 

@@ -87,9 +87,14 @@ def train(
 
     Raises:
         BucketRankError: the folder, the batch or the machine is not fit (see :func:`prepare_run`),
-            or training diverged.
+            there is patience but no evaluation that it could count, or training diverged.
         TrainingInterruptedError: the user or the system stopped it; a checkpoint was saved.
     """
+    if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
+        raise BucketRankError(
+            "SOLVER.PATIENCE (--patience) counts evaluations while training, of which there are "
+            "none: give TEST.EVAL_PERIOD, in iterations, or --epochs, which brings them along."
+        )
     processes = processes or Processes()
     cfg = scale_to_processes(cfg, processes)
     first, output = is_first_process(processes), Path(cfg.OUTPUT_DIR)
@@ -184,6 +189,7 @@ def _train(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None
         try:
             trainer.train()
             record["state"] = "finished"
+            record["stopped_early_after"] = trainer.stopped_early_after
             record["unreadable_images"] = trainer.unreadable_images()
         except FloatingPointError as error:
             record["state"] = "diverged"

@@ -57,6 +57,7 @@ _RANGES = {
     "SOLVER.MAX_ITER": (1, math.inf),
     "SOLVER.MAX_SKIPPED": (1, math.inf),
     "SOLVER.MOMENTUM": (0, 1),
+    "SOLVER.PATIENCE": (0, math.inf),
     "SOLVER.STEPS": (0, math.inf),
     "SOLVER.WARMUP_FACTOR": (0, 1),
     "SOLVER.WARMUP_ITERS": (0, math.inf),

@@ -1,5 +1,6 @@
 """Detectron2's trainer with this project's data, checkpoints and hooks."""
 
+import contextlib
 import math
 import weakref
 from pathlib import Path
@@ -26,9 +27,11 @@ from .hooks import (
     KeepBest,
     KeepCheckpoints,
     KeepHistory,
+    PatienceEndedError,
     ProgressLine,
     SaveOnInterrupt,
     SeedEachIteration,
+    StopEarly,
     WriteRows,
     unwrap,
 )
@@ -47,6 +50,9 @@ class Trainer(DefaultTrainer):
         console: shows the progress; None shows nothing.
         profile: measure the losses; see :mod:`.loss_profiler`.
         stop: on whose request to stop; see :class:`SaveOnInterrupt`.
+
+    Attributes:
+        stopped_early_after: so many evaluations without a better AP; 0: it did not stop early.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self._step_is_unfinished = False
+        self.stopped_early_after = 0
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -132,21 +139,22 @@ class Trainer(DefaultTrainer):
         on all of them. A checkpoint is saved before an evaluation: see :meth:`before_train`.
         """
         cfg = self.cfg
+        patience, period = cfg.SOLVER.PATIENCE, cfg.TEST.EVAL_PERIOD
         checkpoints = KeepCheckpoints(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP)
-        self._evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+        self._evaluation = hooks.EvalHook(period, self._evaluate)
         self._interrupt = SaveOnInterrupt(self._stop, checkpoints)
         self._history = KeepHistory()
-        self._best = self._progress = self._rows = None
+        self._best = self._progress = self._rows = self._early = None
+        output, metric = Path(cfg.OUTPUT_DIR), "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+        if patience:
+            self._early = StopEarly(patience, period, output, metric, checkpoints, self._console)
         if comm.is_main_process():
-            if cfg.TEST.EVAL_PERIOD:
-                metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
-                self._best = KeepBest(
-                    cfg.TEST.EVAL_PERIOD, self._trainer.model, Path(cfg.OUTPUT_DIR), metric
-                )
+            if period:
+                self._best = KeepBest(period, self._trainer.model, output, metric)
             if self._console is not None:
                 title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
                 self._progress = ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console)
-            self._rows = WriteRows(self.build_writers, WRITE_PERIOD, cfg.TEST.EVAL_PERIOD)
+            self._rows = WriteRows(self.build_writers, WRITE_PERIOD, period)
         chosen = [
             SeedEachIteration(cfg.SEED),
             self.loss_profiler,
@@ -160,6 +168,7 @@ class Trainer(DefaultTrainer):
             self._progress,
             self._interrupt,
             self._rows,
+            self._early,
         ]
         return [hook for hook in chosen if hook is not None]
 
@@ -173,11 +182,16 @@ class Trainer(DefaultTrainer):
         period, iterations = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
         return hooks.PreciseBN(period, self.model, loader, iterations)
 
+    def train(self) -> None:
+        """See :meth:`DefaultTrainer.train`; ends sooner where SOLVER.PATIENCE does."""
+        with contextlib.suppress(PatienceEndedError):
+            super().train()
+
     def before_train(self) -> None:
         """See :meth:`TrainerBase.before_train`; also finishes the last step of a run that goes on.
 
         Its checkpoint was saved in the middle of `after_step`: a run killed soon after has not
-        evaluated yet, or not written its row of metrics.
+        evaluated yet, not written its row of metrics, or not ended for want of patience.
         """
         super().before_train()
         unfinished = comm.all_gather(self._step_is_unfinished)[0]
@@ -187,6 +201,8 @@ class Trainer(DefaultTrainer):
             for hook in (self._evaluation, self._best, self._rows):
                 if hook is not None:
                     hook.after_step()
+        if self._early is not None:
+            self._early.stop_if_due()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """See :meth:`DefaultTrainer.resume_or_load`; also continues the order of the data."""
