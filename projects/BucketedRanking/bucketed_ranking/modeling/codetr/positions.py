@@ -46,13 +46,13 @@ def levels_of(
         row[:, :height, :width] = 0
     shapes = [tuple(feature.shape[-2:]) for feature in features]
     masks = [F.interpolate(of_image, size=shape).squeeze(1) > 0 for shape in shapes]
+    precision = torch.promote_types(features[0].dtype, torch.float32)
     ratios = [
-        torch.stack([(~mask[:, 0]).sum(dim=1) / width, (~mask[:, :, 0]).sum(dim=1) / height], dim=1)
-        for mask, (height, width) in zip(masks, shapes, strict=True)
+        torch.stack([(~mask[:, 0]).to(precision).mean(1), (~mask[:, :, 0]).to(precision).mean(1)], 1)
+        for mask in masks
     ]
     padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)
-    precision = torch.promote_types(features[0].dtype, torch.float32)
-    return Levels(shapes, padding, torch.stack(ratios, dim=1).to(precision))
+    return Levels(shapes, padding, torch.stack(ratios, dim=1))
 
 
 def inverse_sigmoid(values: Tensor) -> Tensor:

@@ -154,14 +154,17 @@ class QueryHead(nn.Module):
     ) -> Predictions:
         """Queries of content and position [N, Q, dim] that start from normalised boxes [N, Q, 4].
 
-        Each layer attends around the detached boxes of the layer before, and adds what it predicts
-        to their logits, not detached.
+        A layer adds what it predicts to the logits of the boxes of the layer before. It attends
+        around these boxes without teaching that layer anything, but its own boxes do: they train
+        both layers, and no earlier one.
         """
-        queries, before = content, boxes
+        queries, start, before = content, boxes, boxes
         logits, refined = [], []
         for index, layer in enumerate(self.decoder_layers):
-            queries = layer(queries, position, before.detach(), *memory)
+            queries = layer(queries, position, start, *memory)
             logits.append(self.class_branches[index](queries))
-            before = (self.box_branches[index](queries) + inverse_sigmoid(before)).sigmoid()
-            refined.append(before)
+            change = self.box_branches[index](queries)
+            refined.append((change + inverse_sigmoid(before)).sigmoid())
+            before = (change + inverse_sigmoid(start)).sigmoid()
+            start = before.detach()
         return Predictions(torch.stack(logits), torch.stack(refined))
