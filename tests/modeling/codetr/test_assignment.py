@@ -57,7 +57,7 @@ def test_the_total_counts_and_not_the_first_come():
 
 
 def test_costs_by_hand():
-    """IoU of the query with the object 1/3, hull 0.3 x 0.2; L1 0.1; the class at probability 1/4."""
+    """IoU with the object 1/3, hull 0.3 x 0.2; L1 0.1; the class' probability 1/4."""
     assigner = HungarianAssigner(2.0, 5.0, 3.0)
     logit = math.log(1 / 3)
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2]]])
@@ -79,7 +79,10 @@ def test_the_class_decides_between_equal_boxes():
 def test_layers_and_images_are_as_each_alone():
     torch.manual_seed(0)
     given = Predictions(torch.randn(3, 2, 6, NUM_CLASSES), torch.rand(3, 2, 6, 4) * 0.4 + 0.1)
-    both = [objects(torch.rand(2, 4).tolist(), [0, 2]), objects(torch.rand(3, 4).tolist(), [1, 1, 0])]
+    both = [
+        objects(torch.rand(2, 4).tolist(), [0, 2]),
+        objects(torch.rand(3, 4).tolist(), [1, 1, 0]),
+    ]
     assigner = HungarianAssigner(2.0, 5.0, 2.0)
     found = assigner(given, both)
     assert found.positives.shape == (3, 5)

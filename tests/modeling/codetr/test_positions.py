@@ -40,7 +40,9 @@ def test_centres_are_relative_to_the_image_and_to_each_map():
     found = levels()
     centers = positions.token_centers(found)
     # The second token of the second row of the first level: 12, 12 in pixels.
-    torch.testing.assert_close(centers[:, 9], torch.tensor([[12 / 64, 12 / 32], [12 / 48, 12 / 16]]))
+    torch.testing.assert_close(
+        centers[:, 9], torch.tensor([[12 / 64, 12 / 32], [12 / 48, 12 / 16]])
+    )
     # The first of the second level: 8, 8.
     torch.testing.assert_close(centers[:, 32], torch.tensor([[8 / 64, 8 / 32], [8 / 48, 8 / 16]]))
     on_maps = positions.on_levels(centers, found)

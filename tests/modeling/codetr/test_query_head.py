@@ -109,7 +109,7 @@ def layer_gradients(head, layer, what="boxes"):
 
 
 def test_a_layers_boxes_train_its_branch_and_the_one_before(head):
-    """Look forward twice; never further back, nor the encoder's branch, whose boxes are detached."""
+    """Look forward twice; no further back, and not the encoder's, whose boxes are detached."""
     assert layer_gradients(head, 0) == [True, False, False, False]
     assert layer_gradients(head, 1) == [True, True, False, False]
     assert layer_gradients(head, 2) == [False, True, True, False]

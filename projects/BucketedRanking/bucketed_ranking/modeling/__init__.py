@@ -3,7 +3,8 @@
 from . import atss, backbones, codetr, matching, paa, retinanet, roi_heads, rpn, timm_backbones
 
 __all__ = [
-    "atss", "backbones", "codetr", "matching", "paa", "retinanet", "roi_heads", "rpn", "timm_backbones",
+    "atss", "backbones", "codetr", "matching", "paa", "retinanet", "roi_heads", "rpn",
+    "timm_backbones",
 ]  # fmt: skip
 
 matching.bound_matching()

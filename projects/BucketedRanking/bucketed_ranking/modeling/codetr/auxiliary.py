@@ -114,10 +114,7 @@ class AuxiliaryHeads(nn.Module):
         self.names = [*names, f"p{int(names[-1][1:]) + 1}"]
         shapes = {name: ShapeSpec(channels=dim, stride=2 ** int(name[1:])) for name in self.names}
         self.heads = nn.ModuleDict(
-            {
-                name: AUXILIARY_HEADS[name](cfg, shapes)
-                for name in cfg.MODEL.CODETR.AUXILIARY_HEADS
-            }
+            {name: AUXILIARY_HEADS[name](cfg, shapes) for name in cfg.MODEL.CODETR.AUXILIARY_HEADS}
         )
         self.weight = cfg.MODEL.CODETR.AUXILIARY_LOSS_WEIGHT
         self.num_classes = cfg.MODEL.CODETR.NUM_CLASSES

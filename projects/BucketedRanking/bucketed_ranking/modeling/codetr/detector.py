@@ -61,7 +61,7 @@ class CoDETR(DenseDetector):
         _check(cfg)
         backbone = build_backbone(cfg)
         shapes = sorted(backbone.output_shape().values(), key=lambda shape: shape.stride)
-        if codetr.NUM_LEVELS < len(shapes):
+        if len(shapes) > codetr.NUM_LEVELS:
             raise BucketRankError(
                 f"MODEL.CODETR.NUM_LEVELS is {codetr.NUM_LEVELS}, but the backbone has "
                 f"{len(shapes)} features; take as many levels, or more."

@@ -48,7 +48,9 @@ def levels_of(
     masks = [F.interpolate(of_image, size=shape).squeeze(1) > 0 for shape in shapes]
     precision = torch.promote_types(features[0].dtype, torch.float32)
     ratios = [
-        torch.stack([(~mask[:, 0]).to(precision).mean(1), (~mask[:, :, 0]).to(precision).mean(1)], 1)
+        torch.stack(
+            [(~mask[:, 0]).to(precision).mean(1), (~mask[:, :, 0]).to(precision).mean(1)], 1
+        )
         for mask in masks
     ]
     padding = torch.cat([mask.flatten(1) for mask in masks], dim=1)

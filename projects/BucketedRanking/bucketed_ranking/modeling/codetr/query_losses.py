@@ -1,6 +1,5 @@
 """Losses of queries: those of Deformable DETR, and by ranking."""
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss_jit
