@@ -17,11 +17,13 @@ from bucketed_ranking.criterion import RankingCriterion, RankingResult, positive
 from bucketed_ranking.losses import QUALITY_LOSSES, QualityLoss, RankingLoss
 from tests.small_detectors import narrow_config, random_batch
 
-# What depends on the batch otherwise: normalisation, and which positives have masks.
+# What depends on the batch otherwise: normalisation, which positives have masks, and how many
+# negatives fill up extra queries, and which.
 _OF_EACH_IMAGE = [
     "MODEL.RESNETS.NORM", "LN",
     "MODEL.FPN.NORM", "LN",
     "MODEL.RANKING.MAX_MASKS", "100000",
+    "MODEL.CODETR.MAX_EXTRA_QUERIES", "0",
     "MODEL.RANKING.SCOPE", "global",
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ DETECTORS = (
     "mask_rcnn_tiny",
     "cascade_rcnn_tiny",
     "cascade_mask_rcnn_tiny",
+    "co_deformable_detr_tiny",
 )
 
 # The shipped tiny detectors with a fraction of their channels.
@@ -25,6 +26,11 @@ NARROW = [
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50",
     "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
     "MODEL.ROI_MASK_HEAD.CONV_DIM", "16",
+    "MODEL.CODETR.HIDDEN_DIM", "32",
+    "MODEL.CODETR.FEEDFORWARD_DIM", "32",
+    "MODEL.CODETR.ENCODER_LAYERS", "1",
+    "MODEL.CODETR.DECODER_LAYERS", "2",
+    "MODEL.CODETR.NUM_QUERIES", "20",
     "INPUT.MIN_SIZE_TRAIN", "(64,)",
     "INPUT.MIN_SIZE_TEST", "64",
     "SOLVER.IMS_PER_BATCH", "2",

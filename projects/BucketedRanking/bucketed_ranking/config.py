@@ -62,7 +62,43 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # Refine the boxes that NMS leaves by those around them, at no cost in training (PAA).
     cfg.MODEL.PAA.SCORE_VOTING = True
 
-    # Channels of the stages res2..res5 of the small_resnet_fpn backbone, and the number of basic
+    # Co-DETR and, without AUXILIARY_HEADS, Deformable DETR; all numbers are those of
+    # Co-Deformable-DETR (ICCV 2023). Its heads' own settings stand in MODEL.RPN, ROI_HEADS,
+    # ROI_BOX_HEAD, RETINANET and ATSS.
+    cfg.MODEL.CODETR = CfgNode()
+    cfg.MODEL.CODETR.NUM_CLASSES = 80
+    # Channels of tokens and queries, a multiple of 32, and of the layers' feed-forward parts.
+    cfg.MODEL.CODETR.HIDDEN_DIM = 256
+    cfg.MODEL.CODETR.FEEDFORWARD_DIM = 2048
+    cfg.MODEL.CODETR.ENCODER_LAYERS = 6
+    cfg.MODEL.CODETR.DECODER_LAYERS = 6
+    cfg.MODEL.CODETR.NUM_HEADS = 8
+    # Points that each attention head looks at, on each level.
+    cfg.MODEL.CODETR.NUM_POINTS = 4
+    # Feature maps of the encoder: those of the backbone, and more by halving its last.
+    cfg.MODEL.CODETR.NUM_LEVELS = 4
+    cfg.MODEL.CODETR.NUM_QUERIES = 300
+    # Costs of giving an object to a query: focal loss, L1 and GIoU of the boxes.
+    cfg.MODEL.CODETR.CLASS_COST = 2.0
+    cfg.MODEL.CODETR.L1_COST = 5.0
+    cfg.MODEL.CODETR.GIOU_COST = 2.0
+    # Factors on the losses of every decoder layer, of the encoder and of extra queries. With a
+    # ranking loss CLASS_LOSS_WEIGHT is that of the ranking; the others count without SELF_BALANCE.
+    cfg.MODEL.CODETR.CLASS_LOSS_WEIGHT = 2.0
+    cfg.MODEL.CODETR.L1_LOSS_WEIGHT = 5.0
+    cfg.MODEL.CODETR.GIOU_LOSS_WEIGHT = 2.0
+    # Which heads learn on the encoder's output: "roi" (RPN and Faster R-CNN) and "atss".
+    cfg.MODEL.CODETR.AUXILIARY_HEADS = ["roi", "atss"]
+    # Factor on all their losses: number of decoder layers x 2.
+    cfg.MODEL.CODETR.AUXILIARY_LOSS_WEIGHT = 12.0
+    # Queries that the positives of each head make in an image, at most; 0: no such queries.
+    cfg.MODEL.CODETR.MAX_EXTRA_QUERIES = 300
+    # The meta-architecture of the ATSS head, and its anchors: sides of one square a location, by
+    # level (the encoder's and one more).
+    cfg.MODEL.CODETR.ATSS_NAME = "ATSS"
+    cfg.MODEL.CODETR.ATSS_ANCHOR_SIZES = [[64], [128], [256], [512], [1024]]
+
+    # Channels of the stages res2..res5 of the small_resnet backbones, and the number of basic
     # blocks in each; the stem has the channels of the first. Neighbouring stages must differ.
     cfg.MODEL.SMALL_RESNET = CfgNode()
     cfg.MODEL.SMALL_RESNET.CHANNELS = [32, 64, 128, 192]
@@ -94,7 +130,14 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # the width and height of every second one, brightness, contrast, saturation; for small data.
     cfg.INPUT.STRONG_AUGMENTATION = False
 
-    # "SGD", or "AdamW", without weight decay on Swin's tables of relative positions.
+    # DETR's augmentation: every second picture is scaled to a shortest side of 400, 500 or 600 and
+    # cut to a part of 384 to 600 pixels a side, before it is scaled as all are.
+    cfg.INPUT.DETR_CROP = False
+
+    # Factors on the learning rate of the parameters whose names hold a word, for example
+    # [["backbone", 0.1]].
+    cfg.SOLVER.LR_FACTORS = []
+    # "SGD" or "AdamW"; without weight decay on Swin's tables of relative positions.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # How many of the newest checkpoints stay, beside the best and the final one; 0: all.
     cfg.SOLVER.CHECKPOINT_KEEP = 3

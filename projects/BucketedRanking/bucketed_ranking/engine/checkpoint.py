@@ -299,7 +299,7 @@ def add_quality_branch(weights: dict[str, Any], model: dict[str, torch.Tensor]) 
 
     Its weights are zero, so that it leaves the order of the scores alone.
     """
-    if "head.cls_score.weight" in weights:
-        for key, target in model.items():
-            if key.startswith("head.quality.") and key not in weights:
-                weights[key] = torch.zeros_like(target)
+    for key, target in model.items():
+        head, is_branch, _ = key.partition("head.quality.")
+        if is_branch and key not in weights and f"{head}head.cls_score.weight" in weights:
+            weights[key] = torch.zeros_like(target)

@@ -264,6 +264,7 @@ def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
     """Set the number of classes of every head."""
     cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    cfg.MODEL.CODETR.NUM_CLASSES = num_classes
 
 
 def choose_datasets(

@@ -33,11 +33,11 @@ def build_resnet_fpn_p6p7_from_p5_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 
 @BACKBONE_REGISTRY.register()
-def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """A ResNet of basic blocks with few channels, and FPN: trains from scratch on a CPU.
+def build_small_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
+    """A ResNet of basic blocks with few channels: trains from scratch on a CPU.
 
-    Widths and depths come from MODEL.SMALL_RESNET, normalisation from MODEL.RESNETS.NORM, the
-    pyramid from MODEL.FPN. There is no extra level on top.
+    Widths and depths come from MODEL.SMALL_RESNET, normalisation from MODEL.RESNETS.NORM; its
+    features are MODEL.FPN.IN_FEATURES.
     """
     channels, blocks = cfg.MODEL.SMALL_RESNET.CHANNELS, cfg.MODEL.SMALL_RESNET.BLOCKS
     norm = cfg.MODEL.RESNETS.NORM
@@ -53,7 +53,13 @@ def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             norm=norm,
         )
         stages.append(stage)
-    return build_fpn(cfg, ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES))
+    return ResNet(stem, stages, out_features=cfg.MODEL.FPN.IN_FEATURES)
+
+
+@BACKBONE_REGISTRY.register()
+def build_small_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """:func:`build_small_resnet_backbone` with FPN; there is no extra level on top."""
+    return build_fpn(cfg, build_small_resnet_backbone(cfg, input_shape))
 
 
 class _ModulatedDeformConv(DeformConv2d):

@@ -108,12 +108,27 @@ class QualityRetinaNet(RetinaNet):
         raise NotImplementedError
 
     def forward_training(self, images, features, predictions, gt_instances):
+        losses, *_ = self.losses_and_targets(features, predictions, gt_instances)
+        return losses
+
+    def losses_and_targets(
+        self,
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], ...],
+        gt_instances: list[Instances],
+    ) -> tuple[dict[str, Tensor], list[Boxes], list[Tensor], list[Tensor]]:
+        """The losses of the head's predictions; anchors, labels and boxes that they come from.
+
+        Returns:
+            Losses, anchors of each level, and as :meth:`label_anchors` gives them.
+        """
         dimensions = [self.num_classes, 4, 1][: len(predictions)]
         predictions = self._transpose_dense_predictions(predictions, dimensions)
         logits, deltas, *qualities = predictions
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, logits, deltas)
-        return self.losses(anchors, logits, gt_labels, deltas, gt_boxes, *qualities)
+        losses = self.losses(anchors, logits, gt_labels, deltas, gt_boxes, *qualities)
+        return losses, anchors, gt_labels, gt_boxes
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances, pred_logits, pred_deltas):

@@ -93,20 +93,8 @@ def _modules_up_to(model: nn.Module, last: str, prefix: str = "") -> Iterator[st
 
 
 @BACKBONE_REGISTRY.register()
-def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """MODEL.TIMM with FPN over the features MODEL.FPN.IN_FEATURES, and p6 by pooling."""
-    return build_fpn(cfg, _build_timm(cfg, input_shape), LastLevelMaxPool())
-
-
-@BACKBONE_REGISTRY.register()
-def build_timm_fpn_p6p7_from_p5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """As :func:`build_timm_fpn_backbone`, with p6 and p7 by convolutions from p5."""
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
-    top_block = LastLevelP6P7(channels, channels, in_feature="p5")
-    return build_fpn(cfg, _build_timm(cfg, input_shape), top_block)
-
-
-def _build_timm(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """MODEL.TIMM, with the features MODEL.FPN.IN_FEATURES."""
     return TimmBackbone(
         cfg.MODEL.TIMM.NAME,
         cfg.MODEL.FPN.IN_FEATURES,
@@ -114,3 +102,17 @@ def _build_timm(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         freeze_bn=cfg.MODEL.TIMM.FREEZE_BN,
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """MODEL.TIMM with FPN over the features MODEL.FPN.IN_FEATURES, and p6 by pooling."""
+    return build_fpn(cfg, build_timm_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_p6p7_from_p5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """As :func:`build_timm_fpn_backbone`, with p6 and p7 by convolutions from p5."""
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    top_block = LastLevelP6P7(channels, channels, in_feature="p5")
+    return build_fpn(cfg, build_timm_backbone(cfg, input_shape), top_block)
