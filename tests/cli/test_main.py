@@ -64,7 +64,7 @@ def test_an_output_that_is_a_file_or_lies_under_one_is_told(tmp_path, place):
     ("arguments", "message"),
     [
         (["SOLVER.MAX_ITER", "-5"], "SOLVER.MAX_ITER is -5; it must be 1 or more"),
-        (["SOLVER.BASE_LR", "-.5"], "SOLVER.BASE_LR is -0.5; it must be 0 or more"),
+        (["SOLVER.BASE_LR", "-.5"], "SOLVER.BASE_LR is -0.5; it must be 1e-12 or more"),
         (["--seed", "-5"], "--seed"),
         (["--seed", str(10**23)], "--seed"),
         (["-5"], "-5"),
