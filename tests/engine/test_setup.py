@@ -107,7 +107,10 @@ def test_a_config_file_of_the_users_own(tmp_path):
         ({"options": ["SOLVER.MAX_ITER", "0"]}, "SOLVER.MAX_ITER is 0; it must be 1 or more"),
         ({"options": ["SOLVER.IMS_PER_BATCH", "0"]}, "IMS_PER_BATCH is 0; it must be 1 or more"),
         ({"options": ["SOLVER.CHECKPOINT_PERIOD", "0"]}, "CHECKPOINT_PERIOD is 0"),
-        ({"options": ["SOLVER.BASE_LR", "1e999"]}, "SOLVER.BASE_LR is inf; it must be 1e-12 or more"),
+        (
+            {"options": ["SOLVER.BASE_LR", "1e999"]},
+            "SOLVER.BASE_LR is inf; it must be 1e-12 or more",
+        ),
         ({"options": ["SOLVER.MOMENTUM", "1.5"]}, "SOLVER.MOMENTUM is 1.5; it must be from 0 to 1"),
         ({"options": ["SEED", str(10**23)]}, "SEED is 1000.*; it must be from -1 to 2147483647"),
         ({"options": ["INPUT.MIN_SIZE_TRAIN", "(64, -1)"]}, "INPUT.MIN_SIZE_TRAIN is -1"),

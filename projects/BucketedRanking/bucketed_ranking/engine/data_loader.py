@@ -11,6 +11,7 @@ import multiprocessing.util
 import random
 import signal
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -105,6 +106,7 @@ class TrainingLoader:
         self.unreadable: set[str] = set()
 
     def __iter__(self) -> Iterator[list[dict]]:
+        wait_before_fork()
         for batch in self.loader:
             for image in batch:
                 self.unreadable.update(unreadable := image.pop("unreadable"))
@@ -115,6 +117,16 @@ class TrainingLoader:
                         "them."
                     )
             yield batch
+
+
+def wait_before_fork() -> None:
+    """Let threads end that a collective of several processes has used, before workers are forked.
+
+    Until Python 3.11 a child waits for ever that is forked while another thread begins or ends: the
+    interpreter's lock for that is still taken in it (``_PyThreadState_DeleteExcept``).
+    """
+    if sys.version_info < (3, 12) and comm.get_world_size() > 1:
+        time.sleep(0.2)
 
 
 def images_per_process(cfg: CfgNode, processes: int) -> int:

@@ -21,6 +21,7 @@ from ..data.files import write_atomically
 from ..errors import BucketRankError
 from .calibration import MatchedDetections
 from .cityscapes import CityscapesEvaluator
+from .data_loader import wait_before_fork
 from .mapper import EvaluationMapper
 from .thresholds import Curve, best_f1_threshold
 
@@ -214,6 +215,7 @@ def evaluate_model(
         evaluator = DetectionEvaluator(dataset, tasks=tasks, output_dir=str(output_dir))
     done = itertools.count(1)
     callbacks = {"after_inference": lambda: on_batch(next(done), len(loader))}
+    wait_before_fork()
     results = inference_on_dataset(model, loader, evaluator, callbacks)
     if on_matched is not None and (matched := evaluator.matched()) is not None:
         on_matched(matched)
