@@ -57,7 +57,6 @@ def test_inference_needs_no_auxiliary_parts(tmp_path):
     SafeCheckpointer(model, str(tmp_path)).save("model")
     plain = build("score", *NO_HEADS).eval()
     SafeCheckpointer(plain).load_all(str(tmp_path / "model.pth"))
-    model.auxiliary = None
     with torch.no_grad():
         (expected,), (found,) = model(random_batch((2,))), plain(random_batch((2,)))
     assert torch.equal(found["instances"].scores, expected["instances"].scores)
