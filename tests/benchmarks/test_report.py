@@ -93,6 +93,13 @@ def test_published_numbers_stand_beside_ours_and_are_marked(tmp_path):
     assert "Not compared" not in text
 
 
+def test_no_published_number_stands_beside_a_variant(tmp_path):
+    how = {"dataset": "coco", "images_per_ranking": 4, "variant": "fixed"}
+    write_cell(tmp_path, "faster_rcnn_R_50_FPN_1x", "brs", 1, **how)
+    rows_of(tmp_path)
+    assert "ublished" not in (tmp_path / "table.md").read_text()
+
+
 def test_rankings_over_another_number_of_images_are_not_compared_with_the_paper(tmp_path):
     write_cell(tmp_path, "faster_rcnn_R_50_FPN_1x", "brs", 1, dataset="coco", images_per_ranking=16)
     rows_of(tmp_path)

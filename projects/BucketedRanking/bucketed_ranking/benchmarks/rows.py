@@ -81,8 +81,11 @@ class Row:
 
     @property
     def published(self) -> PublishedRow | None:
-        """The paper's row, where this one was trained on its data set or on none, but timed."""
-        row = published(self.config, self.loss)
+        """The paper's row, where this one was trained on its data set or on none, but timed.
+
+        A variant is not what the paper trained.
+        """
+        row = None if self.variant else published(self.config, self.loss)
         own = row.dataset.lower().split()[0] if row else ""
         names = [cell["dataset"] or own for cell in self.cells]
         return row if all(name.lower().startswith(own) for name in names) else None
