@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, print_results, say
+from .options import ConfigOptions, Device, Weights, print_results, say
 
 
 def evaluate(
@@ -13,10 +13,7 @@ def evaluate(
         str, typer.Argument(metavar="RUN_DIR|CONFIG", help="A run's folder, or a config.")
     ],
     options: ConfigOptions = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="best, last, or a path or address; left out, the run's best on val."),
-    ] = None,
+    weights: Weights = None,
     dataset: Annotated[
         str | None, typer.Option(help="Data set to evaluate on; left out, the run's own.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import say
+from .options import Weights, say
 
 
 class ExportFormat(StrEnum):
@@ -18,10 +18,7 @@ def export(
     format: Annotated[
         ExportFormat, typer.Option(help="safetensors: weights, config and class names.")
     ] = ExportFormat.safetensors,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="best, last, or a checkpoint; left out, the run's best on val."),
-    ] = None,
+    weights: Weights = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write; left out, RUN_DIR/WEIGHTS.FORMAT.")
     ] = None,

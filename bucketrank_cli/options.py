@@ -14,6 +14,12 @@ Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, ...; left out, CUDA where there is a GPU, else the CPU."),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="best, last, or a checkpoint's path or address; left out, the run's best on val."
+    ),
+]
 ConfigOptions = Annotated[
     list[str] | None,
     typer.Argument(

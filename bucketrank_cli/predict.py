@@ -5,17 +5,14 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, say
+from .options import Device, Weights, say
 
 
 def predict(
     run_dir: Annotated[Path, typer.Argument(help="A run's folder.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and predictions.json.")],
-    weights: Annotated[
-        str | None,
-        typer.Option(help="best, last, or a checkpoint; left out, the run's best on val."),
-    ] = None,
+    weights: Weights = None,
     score_threshold: Annotated[
         float | None,
         typer.Option(

@@ -137,7 +137,7 @@ def train(
         config, options = None, [config, *options]  # no config, but KEY VALUE pairs
     chosen = None
     if config is None:
-        chosen = _choose_config(dataset, train_split, device)
+        chosen = _choose_config(dataset, train_split, val_split, device)
         config = chosen.config
         image_size, epochs = image_size or chosen.image_size, epochs or chosen.epochs
     cfg = setup.load_config(config, loss=loss, options=options, device=device)
@@ -221,8 +221,10 @@ def train(
     say(f"Everything is in {folder}: results.json, log.txt, metrics.json, ...")
 
 
-def _choose_config(dataset: str | None, train_split: str | None, device: str | None) -> "Choice":
-    from bucketed_ranking.data.registry import split_names
+def _choose_config(
+    dataset: str | None, train_split: str | None, val_split: str | None, device: str | None
+) -> "Choice":
+    from bucketed_ranking.engine import setup
     from bucketed_ranking.engine.choice import choose_config
     from bucketed_ranking.environment import choose_device
     from bucketed_ranking.errors import BucketRankError
@@ -232,7 +234,7 @@ def _choose_config(dataset: str | None, train_split: str | None, device: str | N
             "Name a config (`bucketrank configs` lists them), or a data set that one is to be "
             "chosen for (--dataset NAME)."
         )
-    train = train_split or split_names(str(dataset))[0]
+    train, _ = setup.choose_datasets(setup.default_config(), dataset, train_split, val_split)
     return choose_config(train, choose_device(device))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 
 from ..config import SCORE_LOSS
 from ..data.registry import split_names
@@ -93,7 +92,7 @@ def plan(
     seeds: Sequence[int] = (1,),
     paper: bool = False,
     options: Sequence[str] = (),
-    variants: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    variants: Mapping[str, Sequence[str]] | None = None,
     device: str | None = None,
     processes: int = 1,
 ) -> list[Cell]:
@@ -129,7 +128,7 @@ def plan(
     if not pairs:
         raise BucketRankError("No row of the paper's table has these detectors and losses.")
     cells = []
-    changes = {"": (), **variants}
+    changes = {"": (), **(variants or {})}
     for (config, loss, of_paper), (variant, keys) in product(pairs, changes.items()):
         if loss == SCORE_LOSS and keys and all(key.startswith(_RANKING) for key in keys[::2]):
             continue

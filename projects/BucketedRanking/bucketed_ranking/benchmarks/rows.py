@@ -129,9 +129,8 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
 
     def with_others(row: Row) -> Row:
         def other(loss: str | None, *variants: str) -> Row | None:
-            same = row.config, row.images_per_ranking
-            keys = [(same[0], loss or "", variant, same[1]) for variant in variants]
-            return next((rows[key] for key in keys if key in rows and rows[key] != row), None)
+            keys = [(row.config, loss, variant, row.images_per_ranking) for variant in variants]
+            return next((rows[key] for key in keys if key in rows and rows[key] is not row), None)
 
         variant = f", {row.variant}" if row.variant else ""
         number = f", {row.images_per_ranking} a ranking" if row.config in several else ""

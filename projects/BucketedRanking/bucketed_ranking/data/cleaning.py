@@ -94,9 +94,9 @@ class DatasetCleaner:
             if (name := file_name(record)) is not None:
                 self._names[identity(record.get("id"))].add(name)
         images = self._usable(content["images"], self._image)
-        self._number(images)
+        self._number_images(images)
         annotations = self._usable(content["annotations"], self._annotation)
-        self._renumber(annotations)
+        self._number_annotations(annotations)
         self.clean = {
             "info": content["info"] if isinstance(content.get("info"), dict) else {},
             "licenses": content.get("licenses") or [],
@@ -189,16 +189,16 @@ class DatasetCleaner:
         if facts.brightest is not None and facts.brightest < _DARK:
             self._note("dark 16-bit picture", f"'{name}': brightest value {facts.brightest}")
         size = {"width": facts.width, "height": facts.height}
-        image = {**record, "id": _plain(record["id"]), "file_name": name, **size}
+        image = {**record, "file_name": name, **size}
         self._images[key] = image
         return image
 
-    def _number(self, images: list[dict[str, Any]]) -> None:
+    def _number_images(self, images: list[dict[str, Any]]) -> None:
         """Give pictures whole numbers as ids, which evaluations ask for: their own, or new ones."""
         numbers = [integer(image["id"]) for image in images]
         if None in numbers or len(set(numbers)) < len(numbers):
             for image in images:
-                if not isinstance(image["id"], int):
+                if isinstance(image["id"], str):
                     self._note("image id in words", f"{short(image['id'])}: '{image['file_name']}'")
             numbers = list(range(1, len(images) + 1))
         for image, number in zip(images, numbers, strict=True):
@@ -278,7 +278,7 @@ class DatasetCleaner:
             self._note("mask left out", place)
         return mask
 
-    def _renumber(self, annotations: list[dict[str, Any]]) -> None:
+    def _number_annotations(self, annotations: list[dict[str, Any]]) -> None:
         """Gives a new id to annotations that have none, or one already taken."""
         numbers = [integer(annotation["id"]) for annotation in annotations]
         fresh = max((number for number in numbers if number is not None), default=0) + 1
@@ -291,11 +291,6 @@ class DatasetCleaner:
                 number, fresh = fresh, fresh + 1
             annotation["id"] = number
             taken.add(number)
-
-
-def _plain(number: Any) -> int | str:
-    """An id as JSON should have it: text as it is, any number as a whole one."""
-    return number if isinstance(number, str) else int(number)
 
 
 def _hint(folder: Path, name: str) -> str:

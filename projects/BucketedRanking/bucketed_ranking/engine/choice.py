@@ -9,6 +9,7 @@ import torch
 from ..data.catalog import register
 from ..data.registry import find_dataset
 from ..data.summary import load_clean
+from .plan import SIZE_STEP
 
 # Pictures that a training on a CPU sees in all, and the least number of epochs.
 _PICTURES_ON_CPU, _LEAST_EPOCHS = 4800, 3
@@ -18,7 +19,7 @@ _FULL_EPOCHS = 12  # the papers' schedule
 # Objects should be so long (the square root of their area) in the resized picture: two cells of the
 # finest level, of stride 8. A tenth of them may be smaller.
 _OBJECT_LENGTH, _SMALLER = 16, 0.1
-_SIZES, _SIZE_STEP = (320, 640), 32
+_SIZES = (320, 640)
 _OF_BUILTIN = {
     "lvis": "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
     "cityscapes_instance": "Cityscapes/mask_rcnn_R_50_FPN",
@@ -88,7 +89,7 @@ def _image_size(train: str) -> tuple[int, str]:
 
 
 def _rounded(size: float) -> int:
-    return max(_SIZE_STEP, math.ceil(size / _SIZE_STEP) * _SIZE_STEP)
+    return max(SIZE_STEP, math.ceil(size / SIZE_STEP) * SIZE_STEP)
 
 
 def _gpu_memory() -> int:

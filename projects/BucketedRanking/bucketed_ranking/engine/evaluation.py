@@ -232,6 +232,11 @@ def _tidy(metrics: dict[str, float]) -> dict[str, Any]:
     return tidy | {name: metrics[name] for name in counts if name in metrics}
 
 
+def score_threshold(tasks: dict[str, dict[str, Any]]) -> float:
+    """That of the best F1 in the results of :func:`evaluate_model`: of the boxes if there are."""
+    return tasks.get("bbox", tasks.get("segm"))["score_threshold"]
+
+
 def write_results(path: Path, results: Any) -> None:
     """Write `results` as JSON, null for NaN, in one step, on the main process only."""
     if comm.is_main_process():

@@ -19,7 +19,7 @@ from torch import nn
 from ..console import ProgressDisplay
 from .checkpoint import FINAL, SafeCheckpointer
 from .processes import StopRequest, TrainingInterruptedError
-from .run_folder import best_evaluation, evaluations_since
+from .run_folder import best_of, evaluations
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ class KeepBest(hooks.BestCheckpointer):
         self.output, self.metric = output, metric
 
     def before_train(self) -> None:
-        self.best_iter, self.best_metric = best_evaluation(self.output, self.metric) or (None, None)
+        best = best_of(evaluations(self.output, self.metric))
+        self.best_iter, self.best_metric = best or (None, None)
 
 
 class WriteRows(hooks.PeriodicWriter):
@@ -181,11 +182,11 @@ class StopEarly(HookBase):
 
     def stop_if_due(self) -> None:
         """Raise :class:`PatienceEndedError` on all processes if the patience has ended."""
-        done, best, waited = self.trainer.iter + 1, None, 0
-        if comm.is_main_process():
-            best = best_evaluation(self.output, self.metric)
-            waited = evaluations_since(self.output, self.metric, best[0] if best else -1)
-        best, waited = comm.all_gather((best, waited))[0]
+        done = self.trainer.iter + 1
+        found = evaluations(self.output, self.metric) if comm.is_main_process() else []
+        found = comm.all_gather(found)[0]
+        best = best_of(found)
+        waited = sum(iteration > (best[0] if best else -1) for iteration, _ in found)
         if waited < self.patience or done == self.trainer.max_iter:
             return
         had = f"had a better AP than {best[1]:.1f} (model_best.pth)" if best else "had an AP"

@@ -25,7 +25,7 @@ from ..errors import BucketRankError
 from ..zoo import find_config
 from .calibration import MatchedDetections
 from .checkpoint import BEST, SafeCheckpointer, chosen_checkpoint
-from .evaluation import evaluate_model, write_results
+from .evaluation import evaluate_model, score_threshold, write_results
 from .mapper import UNREADABLE, read_image
 from .picture_files import free_name
 from .run_calibration import Calibration, calibrate_run, find_calibration, measure
@@ -202,7 +202,7 @@ def evaluate(
 def _calibrate(
     detector: Detector, dataset: str, tasks: dict[str, Any], matched: MatchedDetections
 ) -> dict[str, float]:
-    best_f1 = tasks.get("bbox", tasks.get("segm"))["score_threshold"]
+    best_f1 = score_threshold(tasks)
     if detector.run_dir is not None and dataset in detector.cfg.DATASETS.TEST:
         return calibrate_run(detector.run_dir, detector.model, dataset, matched, best_f1)
     known = detector.calibration

@@ -10,7 +10,8 @@ from ..pretrained import PREFIX
 from ..zoo import find_config
 
 _EVALUATIONS = 10
-_SIZE_STEP = 32
+SIZE_STEP = 32
+"""Picture sizes that are chosen are multiples of it."""
 
 
 def plan_training(
@@ -78,7 +79,7 @@ def _picture_sizes(cfg: CfgNode, image_size: int) -> list[str]:
     scale = image_size / given.MIN_SIZE_TEST
 
     def scaled(size: int) -> int:
-        return max(_SIZE_STEP, round(size * scale / _SIZE_STEP) * _SIZE_STEP)
+        return max(SIZE_STEP, round(size * scale / SIZE_STEP) * SIZE_STEP)
 
     sizes = tuple(dict.fromkeys(scaled(size) for size in given.MIN_SIZE_TRAIN))
     return [

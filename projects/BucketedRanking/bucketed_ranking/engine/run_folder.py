@@ -127,18 +127,20 @@ def has_ap(row: dict[str, Any]) -> bool:
     return any(key.endswith("/AP") for key in row)
 
 
-def best_evaluation(run_dir: Path, metric: str) -> tuple[int, float] | None:
-    """The iteration and the value of a run's best evaluation, by `metric`, such as "bbox/AP"."""
-    rows = read_metrics(run_dir)
-    known = [(row["iteration"], row[metric]) for row in rows if metric in row]
-    known = [each for each in known if not math.isnan(each[1])]
+def metric_of(cfg: CfgNode) -> str:
+    """What the best checkpoint of a run is chosen by, as metrics.json calls it."""
+    return "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+
+
+def evaluations(run_dir: Path, metric: str) -> list[tuple[int, float]]:
+    """The iteration and the value, perhaps NaN, of every evaluation of a run by `metric`."""
+    return [(row["iteration"], row[metric]) for row in read_metrics(run_dir) if metric in row]
+
+
+def best_of(found: list[tuple[int, float]]) -> tuple[int, float] | None:
+    """The first of the best :func:`evaluations`; None where there is none, or all are NaN."""
+    known = [each for each in found if not math.isnan(each[1])]
     return max(known, key=lambda each: each[1], default=None)
-
-
-def evaluations_since(run_dir: Path, metric: str, iteration: int) -> int:
-    """How many evaluations of a run, by `metric`, came after an iteration."""
-    rows = read_metrics(run_dir)
-    return sum(metric in row and row["iteration"] > iteration for row in rows)
 
 
 @contextmanager

@@ -41,10 +41,12 @@ from .run_folder import (
     CONFIG,
     RECORD,
     RESULTS,
-    best_evaluation,
+    best_of,
     config_hash,
+    evaluations,
     images_per_ranking,
     lock,
+    metric_of,
     prepare_run,
     read_json,
 )
@@ -230,8 +232,9 @@ def _results(cfg: CfgNode, trainer: Trainer, unreadable: int) -> dict[str, Any]:
     seconds = median_seconds(trainer.storage, trainer.start_iter + WARM_UP_ITERATIONS)
     times = summarise_samples(trainer.loss_profiler.samples if trainer.loss_profiler else [])
     latest = trainer.storage.latest()
-    metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
-    best = best_evaluation(Path(cfg.OUTPUT_DIR), metric) if cfg.TEST.EVAL_PERIOD else None
+    metric = metric_of(cfg)
+    found = evaluations(Path(cfg.OUTPUT_DIR), metric) if cfg.TEST.EVAL_PERIOD else []
+    best = best_of(found)
     return {
         "loss": cfg.MODEL.RANKING.LOSS,
         "dataset": cfg.DATASETS.TEST[-1],

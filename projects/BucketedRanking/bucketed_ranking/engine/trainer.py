@@ -21,7 +21,7 @@ from ..modeling.ranking import WRITE_PERIOD
 from .calibration import MatchedDetections
 from .checkpoint import SafeCheckpointer
 from .data_loader import build_train_loader
-from .evaluation import evaluate_model
+from .evaluation import evaluate_model, score_threshold
 from .hooks import (
     KeepBest,
     KeepCheckpoints,
@@ -38,7 +38,7 @@ from .loss_profiler import LossProfiler
 from .optimizer import build_optimizer
 from .processes import StopRequest
 from .run_calibration import calibrate_run
-from .run_folder import rewind_metrics
+from .run_folder import metric_of, rewind_metrics
 from .step import TrainingStep
 
 
@@ -109,7 +109,7 @@ class Trainer(DefaultTrainer):
         matched: list[MatchedDetections] = []
         results = self.test(self.cfg, self.model, on_matched=matched.append, **how)
         if matched:  # on the main process
-            best_f1 = results.get("bbox", results.get("segm"))["score_threshold"]
+            best_f1 = score_threshold(results)
             output, (dataset,) = Path(self.cfg.OUTPUT_DIR), self.cfg.DATASETS.TEST
             model = unwrap(self.model)
             results["calibration"] = calibrate_run(output, model, dataset, matched[0], best_f1)
@@ -134,7 +134,7 @@ class Trainer(DefaultTrainer):
         self._interrupt = SaveOnInterrupt(self._stop, checkpoints)
         self._history = KeepHistory()
         self._best = self._progress = self._rows = self._early = None
-        output, metric = Path(cfg.OUTPUT_DIR), "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+        output, metric = Path(cfg.OUTPUT_DIR), metric_of(cfg)
         if patience:
             self._early = StopEarly(patience, period, output, metric, checkpoints, self._console)
         if comm.is_main_process():
