@@ -27,7 +27,7 @@ from tests.coco_blobs import write_blobs
 from tests.conftest import REPOSITORY
 
 # Not the results: their commands take hours, and each page says when they were run.
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 MARK = re.compile(r"<!-- (not run|run with): (.+) -->\s*")
 
 
