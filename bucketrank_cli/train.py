@@ -137,11 +137,7 @@ def train(
             image_size=image_size, lr=lr, patience=patience, workers=workers, profile=profile,
             options=options, say=say,
         )  # fmt: skip
-    except bucketed_ranking.TrainingInterruptedError as stop:
-        say(
-            f"Stopped after iteration {stop.iteration}; the checkpoint is saved. The same command "
-            "with --resume goes on from there."
-        )
+    except bucketed_ranking.TrainingInterruptedError:
         raise typer.Exit(_STOPPED) from None
     if trained is None:  # another process or machine is the first one
         return

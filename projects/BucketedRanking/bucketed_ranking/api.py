@@ -20,7 +20,7 @@ from .engine.choice import Choice, choose_config
 from .engine.detections import Detections, as_detections, as_picture
 from .engine.plan import plan_training, plan_weights
 from .engine.prediction import Prediction, Progress, find_objects, predict
-from .engine.processes import Processes, is_first_process, started_outside
+from .engine.processes import Processes, TrainingInterruptedError, is_first_process, started_outside
 from .engine.sources import find_sources
 from .environment import choose_device
 from .errors import BucketRankError
@@ -340,13 +340,20 @@ def train(
         f"({info.num_images} images, {info.num_annotations} boxes, {info.num_classes} classes), "
         f"device {cfg.MODEL.DEVICE}{together}, seed {cfg.SEED}, into {folder}"
     )
-    results = runs.train(
-        cfg,
-        resume=resume,
-        processes=processes,
-        profile=profile,
-        announce=lambda: say(sentence),
-    )
+    try:
+        results = runs.train(
+            cfg,
+            resume=resume,
+            processes=processes,
+            profile=profile,
+            announce=lambda: say(sentence),
+        )
+    except TrainingInterruptedError as stopped:
+        say(
+            f"Stopped after iteration {stopped.iteration}; the checkpoint is saved. The same again "
+            "with --resume goes on from there."
+        )
+        raise
     return None if results is None else Training.from_results(results, folder)
 
 

@@ -67,10 +67,12 @@ class Detections:
         count = len(self.all_class_names)
         if self.masks is not None:
             picture = draw_masks(picture, self.masks, self.classes.tolist(), count)
-        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
-        texts = [f"{each.class_name} {each.score:.2f}" for each in self]
-        columns = self.boxes[:, :2].tolist(), sizes.tolist(), self.classes.tolist(), texts
-        boxes = [LabelledBox(*corner, *size, *rest) for corner, size, *rest in zip(*columns)]
+        boxes = [
+            LabelledBox(
+                x0, y0, x1 - x0, y1 - y0, each.class_index, f"{each.class_name} {each.score:.2f}"
+            )
+            for each, (x0, y0, x1, y1) in zip(self, self.boxes.tolist(), strict=True)
+        ]
         return draw_boxes(picture, boxes, count, short_side)
 
     def to_supervision(self) -> "supervision.Detections":
