@@ -113,9 +113,10 @@ def _report(found: "Prediction") -> None:
         say(f"Skipped {path}: {reason}")
     for path, (done, total) in found.cut_off.items():
         say(f"{path} is cut off or damaged: {done} of its {total} frames could be read")
-    counts = {"pictures": found.pictures, "frames of video": found.frames}
-    read = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+    counts = {"picture": found.pictures, "video frame": found.frames, "object": found.objects}
+    *read, objects = (f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
+    read = [each for each in read if not each.startswith("0 ")]
     say(
-        f"{'Stopped: ' if found.stopped else ''}{read or 'nothing'} with {found.objects} objects, "
-        f"and predictions.json, are in {found.folder}"
+        f"{'Stopped: ' if found.stopped else ''}{' and '.join(read) or 'nothing'} with "
+        f"{objects}, and predictions.json, are in {found.folder}"
     )
