@@ -107,7 +107,7 @@ def blobs(bucketrank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 
 @pytest.fixture(scope="session")
 def mask_run(blobs: str, tmp_path_factory: pytest.TempPathFactory) -> "Training":
-    """What `train` returns of a small Mask R-CNN on `blobs`, trained for two iterations."""
+    """What `train` returns of a small Mask R-CNN on `blobs`, trained for four iterations."""
     from bucketed_ranking import train
     from tests.small_detectors import NARROW
 
@@ -118,5 +118,5 @@ def mask_run(blobs: str, tmp_path_factory: pytest.TempPathFactory) -> "Training"
         seed=3,
         device="cpu",
         output=tmp_path_factory.mktemp("runs") / "masks",
-        options=[*NARROW, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1"],
+        options=[*NARROW, "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"],
     )
