@@ -1,7 +1,6 @@
 """`bucketrank predict` on videos and cameras; tests/cli/test_train.py has it on pictures."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def test_a_signal_finishes_the_video_that_is_being_written(
     def write_and_signal(self, picture, seconds):
         write(self, picture, seconds)
         if self.frames == 3:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(VideoWriter, "write", write_and_signal)
     result = predict(mask_run, clip, clip.parent / "still.jpg", "--out", tmp_path)

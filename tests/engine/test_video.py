@@ -59,14 +59,12 @@ def test_what_cannot_be_written_is_told(tmp_path, capfd):
         VideoWriter(tmp_path / "none" / "x.mp4", 10.0) as writer,
     ):
         writer.write(plain(RED), 0.0)
-    path = tmp_path / "x.mp4"
-    with (
-        pytest.raises(BucketRankError, match="could not be written to its end"),
-        VideoWriter(path, 10.0) as writer,
-    ):
-        writer.write(plain(RED), 0.0)
-        writer._writer.release()
-        path.write_bytes(b"")  # as a full disk leaves it
+    writer = VideoWriter(tmp_path / "x.mp4", 10.0)
+    writer.write(plain(RED), 0.0)
+    writer.close()
+    writer.path.write_bytes(b"")  # as a full disk leaves it
+    with pytest.raises(BucketRankError, match="could not be written to its end"):
+        writer.check()
     assert capfd.readouterr() == ("", "")
 
 

@@ -120,12 +120,20 @@ class VideoWriter:
             self.frames += 1
 
     def __exit__(self, kind: object, *error: object) -> None:
-        if self._writer is None:
-            return
-        self._writer.release()
-        with _quiet():  # it says nothing of a disk that is full
-            whole = self.path.is_file() and cv2.VideoCapture(str(self.path)).isOpened()
-        if kind is None and not whole:
+        self.close()
+        if kind is None:
+            self.check()
+
+    def close(self) -> None:
+        """End the file; nothing more can be written."""
+        if self._writer is not None:
+            self._writer.release()
+
+    def check(self) -> None:
+        """BucketRankError unless the file that was closed can be read; OpenCV tells of no fault."""
+        with _quiet():
+            whole = not self.frames or cv2.VideoCapture(str(self.path)).isOpened()
+        if not whole:
             raise BucketRankError(
                 f"The video {self.path} could not be written to its end; is the disk full?"
             )
