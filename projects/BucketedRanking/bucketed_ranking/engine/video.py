@@ -75,12 +75,13 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[tuple[float, Image.Image]]:
         """Each frame, RGB, and when it is, in seconds since the first."""
-        begun, index = time.monotonic(), 0
+        begun, index = math.nan, 0
         while True:
             with _quiet():
                 there, frame = self._capture.read()
             if not there:
                 return
+            begun = begun if index else time.monotonic()
             seconds = time.monotonic() - begun if self.is_camera else index / self.fps
             yield seconds, Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
             index += 1
