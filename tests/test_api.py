@@ -102,6 +102,7 @@ def test_a_batch_gives_what_single_pictures_give(detector, pictures):
         (__file__, "test_api.py cannot be read"),
         (np.zeros((8, 8, 3)), r"an array \[8, 8, 3\] of float64"),
         (np.zeros((2, 8, 8, 3), np.uint8), "A picture is a path"),
+        (np.zeros((0, 8, 3), np.uint8), r"an array \[0, 8, 3\] of uint8"),
         (np.zeros((8, 8), np.float32), "its pixels are floating-point"),
         (None, "this is NoneType"),
         ([3], "this is int"),
@@ -110,6 +111,14 @@ def test_a_batch_gives_what_single_pictures_give(detector, pictures):
 def test_what_is_no_picture_is_a_sentence(detector, picture, message):
     with pytest.raises(BucketRankError, match=message):
         detector(picture)
+
+
+def test_a_picture_that_pillow_has_only_begun_to_read_is_a_sentence(detector, pictures, tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.open(pictures[0]).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(BucketRankError, match="The picture cannot be read: image file is trunc"):
+        detector(Image.open(path))
 
 
 def test_drawing_shows_boxes_in_a_copy_of_the_picture(detector, pictures, tmp_path):

@@ -109,8 +109,12 @@ def as_picture(source: str | Path | np.ndarray | Image.Image) -> Image.Image:
     try:
         if isinstance(source, str | Path):
             return read_picture(source)
-        return eight_bits(Image.fromarray(source) if isinstance(source, np.ndarray) else source)
-    except UnreadableImageError as error:
+        image = Image.fromarray(source) if isinstance(source, np.ndarray) else source
+        image.load()
+        if 0 in image.size:
+            raise TypeError("it has no pixels")
+        return eight_bits(image)
+    except (UnreadableImageError, OSError) as error:
         name = source if isinstance(source, str | Path) else "The picture"
         raise BucketRankError(f"{name} cannot be read: {error}.") from error
     except (AttributeError, TypeError) as error:

@@ -101,7 +101,8 @@ def predict(
             frame (from 0) and seconds (since the first).
         raw_scores: see :func:`detect_batch`; `score_threshold` is in the same units.
         batch_size: so many pictures of the same size, or frames, are looked at together.
-        stop: asked after each batch whether to end; a video is then closed, to be played.
+        stop: asked after each picture or frame whether to end; a video is then closed, to be
+            played.
 
     Raises:
         BucketRankError: `output_dir` has predictions already, there is no such camera, no file can
@@ -122,14 +123,13 @@ def predict(
         add = stack.enter_context(_json_list(output_dir / PREDICTIONS))
         job = _Job(detector, find, report, add, on_progress, stop)
         for videos, group in groupby(sources, is_video):
-            if not videos:
-                job.pictures([path for path in group if isinstance(path, Path)])
-                continue
-            for source in group:
+            for each in group if videos else [list(group)]:
                 if stop():
                     report.stopped = True
-                    break
-                job.video(source, cameras.get(source))
+                elif isinstance(each, list):
+                    job.pictures(each)
+                else:
+                    job.video(each, cameras.get(each))
     if len(report.unreadable) == len({*sources}):
         (output_dir / PREDICTIONS).unlink()  # nothing is in it
         name, reason = next(iter(report.unreadable.items()))
