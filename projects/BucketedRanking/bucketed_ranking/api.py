@@ -30,13 +30,12 @@ Options = Mapping[str, object] | Sequence[str]
 """Detectron2 config keys: {"SOLVER.MAX_ITER": 2000}, or the words KEY VALUE one after another."""
 Picture = str | Path | np.ndarray | Image.Image
 
-_SEEDS = 2**31 - 1
 _RANGES = {
-    "num_processes": (1, math.inf), "num_gpus": (1, math.inf), "num_machines": (1, math.inf),
-    "machine_rank": (0, math.inf), "seed": (0, _SEEDS), "accumulate": (1, math.inf),
-    "epochs": (0.01, 1e9), "batch_size": (1, math.inf), "image_size": (32, 1e6), "lr": (0, 1e9),
-    "patience": (0, math.inf), "workers": (0, math.inf), "score_threshold": (0, 1),
-    "precision": (0.01, 1),
+    "accumulate": (1, math.inf), "batch_size": (1, math.inf), "epochs": (0.01, 1e9),
+    "image_size": (32, 1e6), "lr": (0, 1e9), "machine_rank": (0, math.inf),
+    "num_gpus": (1, math.inf), "num_machines": (1, math.inf), "num_processes": (1, math.inf),
+    "patience": (0, math.inf), "precision": (0.01, 1), "score_threshold": (0, 1),
+    "seed": (0, 2**31 - 1), "workers": (0, math.inf),
 }  # fmt: skip
 """The least and the largest value of arguments."""
 
@@ -354,7 +353,7 @@ def train(
             "with --resume goes on from there."
         )
         raise
-    return None if results is None else Training.from_results(results, folder)
+    return Training.from_results(results, folder)
 
 
 def _choose_config(
