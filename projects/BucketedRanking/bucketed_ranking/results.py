@@ -66,7 +66,9 @@ class _Measured:
             "calibration": _numbers(results.get("calibration") or {}),
             "folder": folder,
         }
-        plain = {each.name: results.get(each.name) for each in fields(cls) if each.name not in known}
+        plain = {
+            each.name: results.get(each.name) for each in fields(cls) if each.name not in known
+        }
         return cls(**known, **plain)
 
 
