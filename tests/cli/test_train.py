@@ -186,7 +186,7 @@ def test_the_default_folder_names_config_loss_and_data_set(cells, tmp_path, monk
         (["train", "retinanet_tiny", "--num-gpus", "64"], "this machine has"),
         (["eval", "no_such_run"], "no_such_run"),
         (["eval", "retinanet_tiny"], "name a data set"),
-        (["predict", "no_such_run", "x.jpg", "--out", "out"], "x.jpg"),
+        (["predict", "no_such_run", "x.jpg", "--out", "out"], "no_such_run"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(

@@ -181,11 +181,11 @@ def test_calibration_lowers_the_error_of_the_kept_ones_too():
 
 def test_thresholds_of_a_detector_are_in_the_units_of_its_scores():
     given = Calibration("val", HALF, 0.05, {95: 0.08})
-    detector = inference.Detector(None, None, "w.pth", None, None, given)
+    detector = inference.TrainedDetector(None, None, "w.pth", None, None, given)
     assert inference.best_threshold(detector) == pytest.approx(0.5, abs=1e-4)
     assert inference.best_threshold(detector, raw_scores=True) == 0.05
     assert inference.best_threshold(detector, precision=0.95) == pytest.approx(0.8, abs=1e-4)
-    uncalibrated = inference.Detector(None, None, "w.pth", None)
+    uncalibrated = inference.TrainedDetector(None, None, "w.pth", None)
     with pytest.raises(BucketRankError, match=r"not known of w\.pth"):
         inference.best_threshold(uncalibrated, precision=0.95)
 
@@ -207,7 +207,9 @@ def test_only_the_validation_data_of_its_run_calibrate_a_detector(
     record = {"class_names": list(info.class_names), "entries": {}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     known = Calibration("val", HALF, 0.05, {})
-    detector = inference.Detector(cfg, model, "w.pth", tmp_path, None, None if own else known)
+    detector = inference.TrainedDetector(
+        cfg, model, "w.pth", tmp_path, None, None if own else known
+    )
     measured = inference.evaluate(detector, info.name, tmp_path / "out")["calibration"]
     assert (tmp_path / "calibration").exists() == own
     assert set(measured) == {
