@@ -128,7 +128,7 @@ def train(
     from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Training")
-    from bucketed_ranking.engine import run_folder, runs, setup
+    from bucketed_ranking.engine import report, run_folder, runs, setup
     from bucketed_ranking.engine.plan import plan_training, plan_weights
     from bucketed_ranking.engine.processes import Processes, is_first_process, started_outside
 
@@ -218,7 +218,8 @@ def train(
             f"{results['unreadable_images']} training images could not be read and were replaced "
             f"by others; {folder}/{run_folder.RECORD} names them."
         )
-    say(f"Everything is in {folder}: results.json, log.txt, metrics.json, ...")
+    page = f"{report.REPORT}, " if report.report_training(folder) else ""
+    say(f"Everything is in {folder}: {page}results.json, log.txt, metrics.json, ...")
 
 
 def _choose_config(

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.catalog import register, require_masks
+from ..data.coco import DatasetInfo
 from ..data.draw import LabelledBox, draw_boxes, draw_masks
 from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
@@ -151,6 +152,12 @@ def default_output(detector: Detector, dataset: str) -> Path:
     return parent / f"eval-{dataset}-{Path(detector.weights).stem}"
 
 
+def register_of_run(record: dict[str, Any], dataset: str) -> DatasetInfo:
+    """See :func:`register`; where its files are is known of the data sets of a run's run.json."""
+    remembered = record.get("entries", {}).get(dataset)
+    return register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
+
+
 def evaluate(
     detector: Detector,
     dataset: str,
@@ -171,8 +178,7 @@ def evaluate(
             or has no masks for a detector of masks.
     """
     record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
-    remembered = record.get("entries", {}).get(dataset)
-    info = register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
+    info = register_of_run(record, dataset)
     if record and list(info.class_names) != record["class_names"]:
         raise BucketRankError(
             f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
