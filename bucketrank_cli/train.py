@@ -152,4 +152,5 @@ def train(
             f"{trained.unreadable_images} training images could not be read and were replaced by "
             f"others; {trained.folder}/run.json names them."
         )
-    say(f"Everything is in {trained.folder}: results.json, log.txt, metrics.json, ...")
+    page = f"{trained.report.name}, " if trained.report else ""
+    say(f"Everything is in {trained.folder}: {page}results.json, log.txt, metrics.json, ...")

@@ -21,6 +21,7 @@ from .engine.detections import Detections, as_detections, as_picture
 from .engine.plan import plan_training, plan_weights
 from .engine.prediction import Prediction, Progress, find_objects, predict
 from .engine.processes import Processes, TrainingInterruptedError, is_first_process, started_outside
+from .engine.report import report_training
 from .engine.sources import find_sources
 from .environment import choose_device
 from .errors import BucketRankError
@@ -353,6 +354,7 @@ def train(
             "with --resume goes on from there."
         )
         raise
+    report_training(folder)
     return Training.from_results(results, folder)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+REPORT = "report.html"
+
 
 @dataclass(frozen=True)
 class AveragePrecision:
@@ -107,6 +109,11 @@ class Training(_Measured):
     def best_ap(self) -> float | None:
         """The AP in `best`."""
         return next((v for key, v in (self.best or {}).items() if key.endswith("/AP")), None)
+
+    @property
+    def report(self) -> Path | None:
+        """The page on where the detector fails; None: there is none."""
+        return path if (path := self.folder / REPORT).is_file() else None
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from . import run_folder, runs, setup
 from .detections import as_detections
 from .inference import best_threshold, detect, load_detector
 from .mapper import read_image
+from .report import report_training
 
 CONFIG = "retinanet_tiny"
 DATASET = "shapes"
@@ -38,6 +39,7 @@ def train_losses(
         cfg.OUTPUT_DIR, cfg.SEED = str(run_dir), seed
         if not run_folder.is_finished(run_dir, cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE):
             runs.train(cfg, resume=run_folder.is_run(run_dir), profile=True)
+            report_training(run_dir)
         results[loss] = run_folder.read_json(run_dir / run_folder.RESULTS)
     return results
 

@@ -16,6 +16,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..data.catalog import register, require_masks
+from ..data.coco import DatasetInfo
 from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
 from ..errors import BucketRankError
@@ -150,6 +151,12 @@ def default_output(detector: TrainedDetector, dataset: str) -> Path:
     return parent / f"eval-{dataset}-{Path(detector.weights).stem}"
 
 
+def register_of_run(record: dict[str, Any], dataset: str) -> DatasetInfo:
+    """See :func:`register`; where its files are is known of the data sets of a run's run.json."""
+    remembered = record.get("entries", {}).get(dataset)
+    return register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
+
+
 def evaluate(
     detector: TrainedDetector,
     dataset: str,
@@ -170,8 +177,7 @@ def evaluate(
             or has no masks for a detector of masks.
     """
     record = detector.record
-    remembered = record.get("entries", {}).get(dataset)
-    info = register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
+    info = register_of_run(record, dataset)
     if record and list(info.class_names) != record["class_names"]:
         raise BucketRankError(
             f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
