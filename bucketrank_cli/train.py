@@ -111,6 +111,9 @@ def train(
         int | None,
         typer.Option(min=0, help="Stop after so many evaluations without a better AP; 0: never."),
     ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Evaluate and keep a moving average of the weights.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that load pictures, for each that trains.")
     ] = None,
@@ -153,6 +156,7 @@ def train(
             "SOLVER.ACCUMULATE": accumulate,
             "SOLVER.ON_NAN": on_nan,
             "SOLVER.PATIENCE": patience,
+            "SOLVER.EMA_DECAY": (cfg.SOLVER.EMA_DECAY or 0.9999) if ema else None,
             "DATALOADER.NUM_WORKERS": workers,
         }
     )
@@ -207,6 +211,8 @@ def train(
         )
         raise typer.Exit(_STOPPED) from None
     print_results(results)
+    if cfg.SOLVER.EMA_DECAY:
+        say("Evaluated, and kept in the checkpoints, are averaged weights (SOLVER.EMA_DECAY).")
     if best := results["best"]:
         (value,) = [value for key, value in best.items() if key.endswith("/AP")]
         say(

@@ -89,13 +89,19 @@ def train(
 
     Raises:
         BucketRankError: the folder, the batch or the machine is not fit (see :func:`prepare_run`),
-            there is patience but no evaluation that it could count, or training diverged.
+            there is patience but no evaluation that it could count, averaged weights but no
+            statistics for them, or training diverged.
         TrainingInterruptedError: the user or the system stopped it; a checkpoint was saved.
     """
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
         raise BucketRankError(
             "SOLVER.PATIENCE (--patience) counts evaluations while training, of which there are "
             "none: give TEST.EVAL_PERIOD, in iterations, or --epochs, which brings them along."
+        )
+    if cfg.SOLVER.EMA_DECAY and cfg.TEST.PRECISE_BN.ENABLED:
+        raise BucketRankError(
+            "TEST.PRECISE_BN measures batch norms of the trained weights, but SOLVER.EMA_DECAY "
+            "(--ema) evaluates their average: give one of the two."
         )
     processes = processes or Processes()
     cfg = scale_to_processes(cfg, processes)
