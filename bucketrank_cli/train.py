@@ -1,5 +1,6 @@
 """`bucketrank train`."""
 
+import json
 import re
 import shlex
 from enum import StrEnum
@@ -23,6 +24,11 @@ _STOPPED = 130
 class OnNan(StrEnum):
     stop = "stop"
     skip = "skip"
+
+
+class Logger(StrEnum):
+    wandb = "wandb"
+    mlflow = "mlflow"
 
 
 def train(
@@ -117,6 +123,10 @@ def train(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that load pictures, for each that trains.")
     ] = None,
+    log: Annotated[
+        list[Logger] | None,
+        typer.Option(help="Who gets the metrics too, beside TensorBoard; may be repeated."),
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Measure how long the losses take, into results.json."),
@@ -158,6 +168,7 @@ def train(
             "SOLVER.PATIENCE": patience,
             "SOLVER.EMA_DECAY": (cfg.SOLVER.EMA_DECAY or 0.9999) if ema else None,
             "DATALOADER.NUM_WORKERS": workers,
+            "LOGGERS": json.dumps(log) if log else None,
         }
     )
     setup.merge_options(cfg, planned)

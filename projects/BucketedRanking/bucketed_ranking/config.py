@@ -134,6 +134,9 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # cut to a part of 384 to 600 pixels a side, before it is scaled as all are.
     cfg.INPUT.DETR_CROP = False
 
+    # Who gets the rows of metrics.json too: "wandb", "mlflow".
+    cfg.LOGGERS = []
+
     # Factors on the learning rate of the parameters whose names hold a word, for example
     # [["backbone", 0.1]].
     cfg.SOLVER.LR_FACTORS = []

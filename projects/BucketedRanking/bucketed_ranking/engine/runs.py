@@ -28,6 +28,7 @@ from ..errors import BucketRankError
 from .data_loader import images_per_process, lost_worker
 from .evaluation import write_results
 from .hooks import WARM_UP_ITERATIONS
+from .loggers import logging_rows, require_loggers
 from .loss_profiler import summarise_samples
 from .processes import (
     Processes,
@@ -90,7 +91,7 @@ def train(
     Raises:
         BucketRankError: the folder, the batch or the machine is not fit (see :func:`prepare_run`),
             there is patience but no evaluation that it could count, averaged weights but no
-            statistics for them, or training diverged.
+            statistics for them, a logger cannot be used, or training diverged.
         TrainingInterruptedError: the user or the system stopped it; a checkpoint was saved.
     """
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
@@ -103,6 +104,7 @@ def train(
             "TEST.PRECISE_BN measures batch norms of the trained weights, but SOLVER.EMA_DECAY "
             "(--ema) evaluates their average: give one of the two."
         )
+    require_loggers(cfg)
     processes = processes or Processes()
     cfg = scale_to_processes(cfg, processes)
     first, output = is_first_process(processes), Path(cfg.OUTPUT_DIR)
@@ -174,7 +176,7 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) 
 def _train(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None:
     output = Path(cfg.OUTPUT_DIR)
     datasets = {name: register(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
-    with run_logging(output):
+    with run_logging(output), logging_rows(cfg) as last_hooks:
         seed_all_rng(cfg.SEED + comm.get_rank())
         logger.info("Environment:\n%s", collect_env_info())
         for info in datasets.values():
@@ -193,6 +195,7 @@ def _train(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None
         write_results(output / RECORD, record)
         console = Console() if comm.is_main_process() else None
         trainer = Trainer(cfg, console, profile=profile, stop=stop)
+        trainer.register_hooks(last_hooks)
         trainer.resume_or_load(resume)
         try:
             trainer.train()
