@@ -25,7 +25,11 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 def test_the_average_takes_in_each_step_that_was_done_and_no_other(tmp_path):
     # The second of four batches, of two parts each, is left out.
-    batches = [named_batch("a", "b"), [*named_batch("c"), bad_image("bad")], *[named_batch("d", "e")] * 2]
+    batches = [
+        named_batch("a", "b"),
+        [*named_batch("c"), bad_image("bad")],
+        *[named_batch("d", "e")] * 2,
+    ]
     how = ("SOLVER.ACCUMULATE", "2", "SOLVER.ON_NAN", "skip", "SOLVER.BASE_LR", "0.001")
     step = build_step(tmp_path, batches, "retinanet_tiny", "rs-exact", *how, *EMA)
     plain = build_step(tmp_path / "plain", batches, "retinanet_tiny", "rs-exact", *how)
@@ -41,7 +45,7 @@ def test_the_average_takes_in_each_step_that_was_done_and_no_other(tmp_path):
     train(plain, 4)
     assert_equal(step.model.state_dict(), plain.model.state_dict())
     assert (step.average.updates, len(weights), step.skipped) == (3, 3, 1)
-    keep_2, keep_3 = 1 - 2 ** (-2 / 3), 1 - 3 ** (-2 / 3)
+    keep_2, keep_3 = 1 - 2**-0.5, 1 - 3**-0.5
     for name, found in step.average.module.state_dict().items():
         first, second, third = (each[name] for each in weights)
         expected = keep_2 * first + (1 - keep_2) * second

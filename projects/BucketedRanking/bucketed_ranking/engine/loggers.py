@@ -68,6 +68,8 @@ class WandbLogger:
                 disable_code=True,
                 console="off",
                 quiet=True,
+                # In seconds: what a kill loses of an offline run, and its resumed run does not.
+                x_transaction_log_flush_interval=1.0,
                 init_timeout=30,
                 finish_timeout=60,
             ),
@@ -103,7 +105,9 @@ class MlflowLogger:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "bucketrank")
         found = self.client.get_experiment_by_name(name)
         artifacts = None if own else (output / "mlflow-artifacts").as_uri()
-        experiment = found.experiment_id if found else self.client.create_experiment(name, artifacts)
+        experiment = (
+            found.experiment_id if found else self.client.create_experiment(name, artifacts)
+        )
         self.run_id = self.client.create_run(experiment, run_name=output.name).info.run_id
         values = flatten(CfgNode(public_config(cfg)))
         params = [Param(key, str(value)) for key, value in values.items()]
@@ -130,9 +134,7 @@ def require_loggers(cfg: CfgNode) -> None:
     """Raise BucketRankError unless LOGGERS are loggers whose packages are installed."""
     for name in cfg.LOGGERS:
         if name not in LOGGERS:
-            raise BucketRankError(
-                f"LOGGERS has {name!r}; it takes some of {', '.join(LOGGERS)}."
-            )
+            raise BucketRankError(f"LOGGERS has {name!r}; it takes some of {', '.join(LOGGERS)}.")
         if importlib.util.find_spec(name) is None:
             raise BucketRankError(
                 f"--log {name} needs a package that is not installed: pip install "
