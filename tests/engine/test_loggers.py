@@ -52,8 +52,8 @@ class Clients:
             rows = self.rows.setdefault(run_id, [])
             self.configs.append(config)
 
-            def log(row, step):
-                assert step == row["iteration"]
+            def log(row, step, commit):
+                assert (step, commit) == (row["iteration"], True)
                 rows.append(row)
 
             end = lambda exit_code: self.ends.append(("wandb", run_id, exit_code))  # noqa: E731

@@ -25,7 +25,7 @@ from .setup import flatten
 logger = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(r"""(\w+://)(?:[^\s/'"]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
-"""Without what may be secret: user and password, and the query, which signatures stand in."""
+"""Its two groups are an address without user, password and query, which may be secret."""
 
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -77,7 +77,7 @@ class WandbLogger:
         self.run_id = self.run.id
 
     def send(self, row: dict[str, float]) -> None:
-        self.run.log(row, step=row["iteration"])
+        self.run.log(row, step=row["iteration"], commit=True)  # else it waits for the next
 
     def close(self, finished: bool) -> None:
         self.run.finish(exit_code=0 if finished else 1)
