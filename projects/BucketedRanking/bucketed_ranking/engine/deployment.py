@@ -1,0 +1,103 @@
+"""A detector as one function of a picture, which can be traced and runs without this package."""
+
+import numpy as np
+import torch
+from detectron2.layers import shapes_to_tensor
+from torch import Tensor, nn
+
+from .calibration import ScoreMap
+from .inference import Detector
+
+
+class DeployedDetector(nn.Module):
+    """What `predict` does with a picture, its resizing and its calibration too, as one module.
+
+    Takes a picture as PIL has it, RGB, uint8 [H, W, 3], and gives tensors: boxes, float32 [N, 4],
+    (x0, y0, x1, y1) in pixels of the picture; scores, float64 [N], falling; classes, int64 [N];
+    and from a detector of masks, masks, bool [N, H, W].
+    """
+
+    def __init__(self, detector: Detector, resize: bool = True):
+        """Without `resize` the model sees pictures as large as they are."""
+        super().__init__()
+        sizes = detector.cfg.INPUT
+        self.model = detector.model
+        self.flip = sizes.FORMAT == "BGR"
+        self.shortest, self.longest = sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST
+        self.resize = resize and self.shortest > 0
+        score_map = detector.calibration.score_map if detector.calibration else None
+        knots, values = as_knots(score_map) if score_map else (np.array([0, 1.0]),) * 2
+        self.register_buffer("knots", torch.from_numpy(knots))
+        self.register_buffer("values", torch.from_numpy(values))
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        height, width = picture.shape[:2]
+        resized = picture.flip(2) if self.flip else picture
+        if self.resize:
+            size = resized_shape(picture, self.shortest, self.longest)
+            resized = resize_bilinear(resized, size[0], size[1])
+        image = resized.permute(2, 0, 1).float()
+        inputs = {"image": image, "height": height, "width": width}
+        found = self.model([inputs])[0]["instances"]
+        scores = interpolate(found.scores.double(), self.knots, self.values)
+        outputs = (found.pred_boxes.tensor, scores, found.pred_classes)
+        return (*outputs, found.pred_masks) if found.has("pred_masks") else outputs
+
+
+def as_knots(score_map: ScoreMap) -> tuple[np.ndarray, np.ndarray]:
+    """A score map's knots and their probabilities, float64, with no part but linear ones.
+
+    The part that rises with every float32 is linear between two powers of two.
+    """
+    powers = np.ldexp(1.0, np.arange(-126, 1))
+    knots = np.union1d(np.float32(score_map.scores), [0, *powers]).clip(0, 1)
+    return knots.astype(np.float64), score_map(knots)
+
+
+def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """:func:`numpy.interp` for x [N] between the first and the last of the knots [K]."""
+    right = (x[:, None] >= knots).sum(dim=1).clamp(1, len(knots) - 1)
+    left = right - 1
+    slope = (values[right] - values[left]) / (knots[right] - knots[left])
+    return values[left] + (x - knots[left]) * slope
+
+
+def resized_shape(picture: Tensor, shortest: int, longest: int) -> Tensor:
+    """Height and width, int64 [2], to which :class:`ResizeShortestEdge` brings [H, W, 3]."""
+    size = shapes_to_tensor(list(picture.shape[:2])).double()
+    # Tensors: a number divided by one is multiplied by its reciprocal, which is rounded.
+    short, long = size.new_tensor(shortest), size.new_tensor(longest)
+    resized = torch.where(size == size.min(), short, size * (short / size.min()))
+    return (resized * (long / resized.max()).clamp(max=1) + 0.5).long()
+
+
+@torch.jit.script_if_tracing
+def resize_bilinear(picture: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """The bilinear resizing of Pillow 13, to the last bit: uint8 [H, W, C] -> int32 [h, w, C]."""
+    if picture.shape[0] - int(height) > max(0, 2 * (picture.shape[1] - int(width))):
+        shrunk = _resize_rows(picture, height).transpose(0, 1)
+        resized = _resize_rows(shrunk.contiguous(), width).transpose(0, 1)
+    else:
+        across = _resize_rows(picture.transpose(0, 1).contiguous(), width).transpose(0, 1)
+        resized = _resize_rows(across.contiguous(), height)
+    return resized
+
+
+@torch.jit.script_if_tracing
+def _resize_rows(pixels: Tensor, size: Tensor) -> Tensor:
+    one, half = 1 << 22, 1 << 21  # Pillow's weights are whole numbers of 2^-22
+    rows = pixels.shape[0]
+    scale = rows / size.double()
+    reach = scale.clamp(min=1)
+    centers = (torch.arange(int(size)).double() + 0.5) * scale
+    first = (centers - reach + 0.5).long().clamp(min=0)
+    end = (centers + reach + 0.5).long().clamp(max=rows)
+    taps = int((2 * reach.ceil() + 1).long())
+    index = first + torch.arange(taps)[:, None]
+    weights = (1 - ((index - centers + 0.5) / reach).abs()).clamp(min=0) * (index < end)
+    weights = (weights / weights.sum(dim=0) * one + 0.5).int()[:, :, None, None]
+    index = index.clamp(max=rows - 1)
+    total = pixels.index_select(0, index[0]).int() * weights[0] + half
+    for tap in range(1, taps):
+        total = total + pixels.index_select(0, index[tap]).int() * weights[tap]
+    return torch.div(total, one, rounding_mode="floor")
