@@ -65,10 +65,12 @@ def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 def resized_shape(picture: Tensor, shortest: int, longest: int) -> Tensor:
     """Height and width, int64 [2], to which :class:`ResizeShortestEdge` brings [H, W, 3]."""
     size = shapes_to_tensor(list(picture.shape[:2])).double()
-    # Tensors: a number divided by one is multiplied by its reciprocal, which is rounded.
-    short, long = size.new_tensor(shortest), size.new_tensor(longest)
-    resized = torch.where(size == size.min(), short, size * (short / size.min()))
-    return (resized * (long / resized.max()).clamp(max=1) + 0.5).long()
+    # Tensors [1]: a number divided by a tensor is multiplied by its rounded reciprocal, and ONNX
+    # gets float32 for tensors without dimensions.
+    short, long = size.new_tensor([shortest]), size.new_tensor([longest])
+    smaller = size.amin(dim=0, keepdim=True)
+    resized = torch.where(size == smaller, short, size * (short / smaller))
+    return (resized * (long / resized.amax(dim=0, keepdim=True)).clamp(max=1) + 0.5).long()
 
 
 @torch.jit.script_if_tracing
@@ -87,12 +89,12 @@ def resize_bilinear(picture: Tensor, height: Tensor, width: Tensor) -> Tensor:
 def _resize_rows(pixels: Tensor, size: Tensor) -> Tensor:
     one, half = 1 << 22, 1 << 21  # Pillow's weights are whole numbers of 2^-22
     rows = pixels.shape[0]
-    scale = rows / size.double()
+    scale = torch.full([1], rows, dtype=torch.double) / size[None].double()
     reach = scale.clamp(min=1)
     centers = (torch.arange(int(size)).double() + 0.5) * scale
     first = (centers - reach + 0.5).long().clamp(min=0)
     end = (centers + reach + 0.5).long().clamp(max=rows)
-    taps = int((2 * reach.ceil() + 1).long())
+    taps = int((2 * reach.ceil() + 1).long().max())
     index = first + torch.arange(taps)[:, None]
     weights = (1 - ((index - centers + 0.5) / reach).abs()).clamp(min=0) * (index < end)
     weights = (weights / weights.sum(dim=0) * one + 0.5).int()[:, :, None, None]
