@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 from detectron2.layers import shapes_to_tensor
+from detectron2.modeling.postprocessing import detector_postprocess
 from torch import Tensor, nn
 
+from ..errors import BucketRankError
 from .calibration import ScoreMap
 from .inference import Detector
 
@@ -12,36 +14,54 @@ from .inference import Detector
 class DeployedDetector(nn.Module):
     """What `predict` does with a picture, its resizing and its calibration too, as one module.
 
-    Takes a picture as PIL has it, RGB, uint8 [H, W, 3], and gives tensors: boxes, float32 [N, 4],
-    (x0, y0, x1, y1) in pixels of the picture; scores, float64 [N], falling; classes, int64 [N];
-    and from a detector of masks, masks, bool [N, H, W].
+    Takes a picture as PIL has it, RGB, uint8 [H, W, 3], and gives, by falling score, the tensors of
+    :attr:`outputs`: boxes, float32 [N, 4], (x0, y0, x1, y1) in pixels of the picture; scores,
+    float64 [N]; classes, int64 [N]; and from a detector of masks masks, bool [N, H, W].
     """
 
-    def __init__(self, detector: Detector, resize: bool = True):
-        """Without `resize` the model sees pictures as large as they are."""
+    def __init__(self, detector: Detector):
+        """
+        Raises:
+            BucketRankError: the detector takes no pictures in colour.
+        """
         super().__init__()
         sizes = detector.cfg.INPUT
+        if sizes.FORMAT not in ("RGB", "BGR"):
+            raise BucketRankError(
+                f"A detector of pictures in {sizes.FORMAT} (INPUT.FORMAT) cannot be exported, only "
+                "one of RGB or BGR."
+            )
         self.model = detector.model
         self.flip = sizes.FORMAT == "BGR"
         self.shortest, self.longest = sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST
-        self.resize = resize and self.shortest > 0
+        self.outputs = ["boxes", "scores", "classes"]
+        if detector.cfg.MODEL.MASK_ON:
+            self.outputs.append("masks")
         score_map = detector.calibration.score_map if detector.calibration else None
-        knots, values = as_knots(score_map) if score_map else (np.array([0, 1.0]),) * 2
+        knots, values = as_knots(score_map) if score_map else (np.array([0.0, 1.0]),) * 2
         self.register_buffer("knots", torch.from_numpy(knots))
         self.register_buffer("values", torch.from_numpy(values))
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
         height, width = picture.shape[:2]
         resized = picture.flip(2) if self.flip else picture
-        if self.resize:
+        if self.shortest:
             size = resized_shape(picture, self.shortest, self.longest)
             resized = resize_bilinear(resized, size[0], size[1])
         image = resized.permute(2, 0, 1).float()
         inputs = {"image": image, "height": height, "width": width}
-        found = self.model([inputs])[0]["instances"]
+        masks: tuple[Tensor, ...] = ()
+        if "masks" in self.outputs:
+            found = self.model.inference([inputs], do_postprocess=False)[0]
+            # By another name: those in the picture are made below, of any number, none too.
+            found.probabilities = found.pred_masks[:, 0]
+            found.remove("pred_masks")
+            found = detector_postprocess(found, height, width)
+            masks = (paste_masks(found.probabilities, found.pred_boxes.tensor, height, width),)
+        else:
+            found = self.model([inputs])[0]["instances"]
         scores = interpolate(found.scores.double(), self.knots, self.values)
-        outputs = (found.pred_boxes.tensor, scores, found.pred_classes)
-        return (*outputs, found.pred_masks) if found.has("pred_masks") else outputs
+        return (found.pred_boxes.tensor, scores, found.pred_classes, *masks)
 
 
 def as_knots(score_map: ScoreMap) -> tuple[np.ndarray, np.ndarray]:
@@ -103,3 +123,26 @@ def _resize_rows(pixels: Tensor, size: Tensor) -> Tensor:
     for tap in range(1, taps):
         total = total + pixels.index_select(0, index[tap]).int() * weights[tap]
     return torch.div(total, one, rounding_mode="floor")
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """Masks of boxes as masks of the picture, as Detectron2 pastes them.
+
+    Args:
+        masks: [N, M, M], probabilities.
+        boxes: [N, 4], (x0, y0, x1, y1) in pixels.
+
+    Returns:
+        bool [N, height, width]; float32 of that shape is what it takes in between.
+    """
+    cells = masks.shape[-1]
+    down = _weights_of_cells(boxes[:, 1], boxes[:, 3], height, cells)
+    across = _weights_of_cells(boxes[:, 0], boxes[:, 2], width, cells)
+    return down @ masks @ across.transpose(1, 2) >= 0.5
+
+
+def _weights_of_cells(start: Tensor, end: Tensor, size: int | Tensor, cells: int) -> Tensor:
+    """Bilinear weights [N, size, cells] of cells that lie between start [N] and end [N]."""
+    pixels = torch.arange(size).float() + 0.5
+    positions = (pixels - start[:, None]) / (end - start)[:, None] * cells - 0.5
+    return (1 - (positions[:, :, None] - torch.arange(cells)).abs()).clamp(min=0)
