@@ -7,7 +7,6 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from torch import Tensor, nn
 
 from ..errors import BucketRankError
-from .calibration import ScoreMap
 from .inference import Detector
 
 
@@ -37,8 +36,9 @@ class DeployedDetector(nn.Module):
         self.outputs = ["boxes", "scores", "classes"]
         if detector.cfg.MODEL.MASK_ON:
             self.outputs.append("masks")
-        score_map = detector.calibration.score_map if detector.calibration else None
-        knots, values = as_knots(score_map) if score_map else (np.array([0.0, 1.0]),) * 2
+        knots = values = np.array([0.0, 1.0])
+        if detector.calibration:
+            knots, values = detector.calibration.score_map.as_knots()
         self.register_buffer("knots", torch.from_numpy(knots))
         self.register_buffer("values", torch.from_numpy(values))
 
@@ -62,16 +62,6 @@ class DeployedDetector(nn.Module):
             found = self.model([inputs])[0]["instances"]
         scores = interpolate(found.scores.double(), self.knots, self.values)
         return (found.pred_boxes.tensor, scores, found.pred_classes, *masks)
-
-
-def as_knots(score_map: ScoreMap) -> tuple[np.ndarray, np.ndarray]:
-    """A score map's knots and their probabilities, float64, with no part but linear ones.
-
-    The part that rises with every float32 is linear between two powers of two.
-    """
-    powers = np.ldexp(1.0, np.arange(-126, 1))
-    knots = np.union1d(np.float32(score_map.scores), [0, *powers]).clip(0, 1)
-    return knots.astype(np.float64), score_map(knots)
 
 
 def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:

@@ -115,7 +115,9 @@ def _torchscript(traced: torch.jit.ScriptModule, metadata: dict[str, str]) -> by
 
 
 def _torchscript_runner(content: bytes) -> Callable[[np.ndarray], Found]:
-    module = torch.jit.load(io.BytesIO(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is old
+        module = torch.jit.load(io.BytesIO(content))
 
     def run(picture: np.ndarray) -> Found:
         with torch.no_grad():
