@@ -110,7 +110,9 @@ def test_an_exported_file_is_used_without_the_package(run_dir, cells, repository
     assert re.search(r"Checked: \d+ of \d+ detections in pictures of", result.output)
     photo = cells / "val" / "images" / "003.jpg"
     example = repository / "docs" / "onnx_example.py"
-    command = [sys.executable, "-I", example, path, photo, tmp_path / "found.png"]
+    imported = set(re.findall(r"^(?:import|from) (\w+)", example.read_text(), re.MULTILINE))
+    assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"}
+    command = [sys.executable, example, path, photo, tmp_path / "found.png"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert Image.open(tmp_path / "found.png").size == Image.open(photo).size
     lines = [line.split() for line in done.stdout.splitlines()]

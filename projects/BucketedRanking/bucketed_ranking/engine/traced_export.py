@@ -55,6 +55,13 @@ def export_traced(
             "Exporting to ONNX needs onnx, which is not installed; install it with `pip install "
             "onnx onnxruntime`, or export with --format torchscript."
         )
+    name = detector.cfg.MODEL.META_ARCHITECTURE
+    if name == "CoDETR":
+        raise BucketRankError(
+            "Co-DETR cannot be exported as onnx or torchscript: its attention computes with the "
+            "size of a picture in ways that a trace does not keep; --format safetensors has its "
+            "weights."
+        )
     if image_size:
         cfg = detector.cfg.clone()
         cfg.INPUT.MIN_SIZE_TEST = 0  # Detectron2's word for no resizing
@@ -72,7 +79,6 @@ def export_traced(
                 content = _onnx(traced, pictures[0], deployed.outputs, metadata, bool(image_size))
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        name = detector.cfg.MODEL.META_ARCHITECTURE
         raise BucketRankError(f"{name} cannot be exported as {format}: {reason}") from error
     run = _torchscript_runner(content) if format == "torchscript" else _onnx_runner(content)
     checked = agreement(detector, run, pictures) if run else None
