@@ -95,7 +95,8 @@ def file_metadata(detector: Detector, image_size: tuple[int, int] | None) -> dic
     masks = "; masks, bool [N, height, width]" if detector.cfg.MODEL.MASK_ON else ""
     return {
         "class_names": json.dumps(record.get("class_names")),
-        "score_threshold": repr(best_threshold(detector)),
+        # A little below: it is the score of a detection, which rounding must not leave out.
+        "score_threshold": repr(0.9999 * best_threshold(detector)),
         "calibrated": json.dumps(detector.calibration is not None),
         "input": "picture: uint8 [height, width, 3], RGB",
         "image_size": json.dumps(image_size),
