@@ -159,15 +159,15 @@ def test_what_is_missing_is_said_and_no_file_is_written_over(tmp_path, monkeypat
     with pytest.raises(BucketRankError, match="There is a file"):
         export_traced(small, path, "onnx")
     assert path.read_text() == "mine"
-    monkeypatch.setattr(traced_export, "find_spec", lambda name: None)
-    with pytest.raises(BucketRankError, match="needs onnx, which is not installed"):
-        export_traced(small, tmp_path / "y.onnx", "onnx")
-    assert traced_export._onnx_runner(b"") is None
     cfg = narrow_config("co_deformable_detr_tiny", "brs")
     with pytest.raises(BucketRankError, match="Co-DETR cannot be exported"):
         export_traced(
             dataclasses.replace(small, cfg=cfg), tmp_path / "y.torchscript", "torchscript"
         )
+    monkeypatch.setattr(traced_export, "find_spec", lambda name: None)
+    with pytest.raises(BucketRankError, match="needs onnx, which is not installed"):
+        export_traced(small, tmp_path / "y.onnx", "onnx")
+    assert traced_export._onnx_runner(b"") is None
 
     def untraceable(inputs):
         raise RuntimeError("no such operator\nand a long story")
@@ -176,5 +176,5 @@ def test_what_is_missing_is_said_and_no_file_is_written_over(tmp_path, monkeypat
     monkeypatch.setattr(traced_export, "check_pictures", lambda *_: pictures())
     expected = "RankingRetinaNet cannot be exported as torchscript: no such operator$"
     with pytest.raises(BucketRankError, match=expected):
-        export_traced(small, tmp_path / "y.onnx", "onnx")
+        export_traced(small, tmp_path / "y.torchscript", "torchscript")
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
