@@ -12,7 +12,7 @@ python := .venv/bin/python
 # One worker a core, and one torch thread a worker (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: help setup demo reproduce-table test lint format clean
+.PHONY: help setup demo reproduce-table test lint docs format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## (.*)/\1|\2/' \
@@ -25,7 +25,7 @@ demo: setup ## generate the data set, train and evaluate two small detectors, pr
 	.venv/bin/bucketrank demo
 
 # DATASET=coco GPUS=8 trains the full-size detectors; the rest narrows or widens the grid.
-table_options := $(foreach name,DATASET DETECTORS LOSSES SEEDS PROFILE GPUS GPUS_PER_CELL OUTPUT,\
+table_options := $(foreach name,DATASET DETECTORS LOSSES SEEDS PROFILE GPUS PROCESSES_PER_CELL OUTPUT,\
 	$(if $($(name)),--$(shell echo $(name) | tr A-Z_ a-z-) '$($(name))'))
 
 reproduce-table: setup ## train detectors x losses and compare them; see README
@@ -38,6 +38,11 @@ lint: setup ## check style, format and the types of the losses
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+
+docs: ## build the documentation's site; warnings and links that lead nowhere are errors
+	@tools/setup.sh docs
+	$(python) -m sphinx -W --keep-going -q -E -a docs build/docs
+	@echo "docs: open build/docs/index.html"
 
 format: setup ## put the sources into the house format
 	$(python) -m ruff check --fix-only .

@@ -18,6 +18,7 @@ from . import (
     predict,
     profile_loss,
     replay,
+    report,
     table,
     train,
 )
@@ -65,6 +66,7 @@ app.command("train", cls=ConfigCommand)(train.train)
 app.command("eval", cls=ConfigCommand)(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("demo", cls=ConfigCommand)(demo.demo)
 app.command("table", cls=ConfigCommand)(table.table)

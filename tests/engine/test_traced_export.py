@@ -20,7 +20,7 @@ from tests.small_detectors import ALL_SCORES, narrow_config
 CALIBRATION = Calibration("val", ScoreMap("isotonic", (0.0, 0.3, 1.0), (0.1, 0.5, 0.9)), 0.3, {})
 
 
-def detector(name: str, loss: str = "brs") -> inference.Detector:
+def detector(name: str, loss: str = "brs") -> inference.TrainedDetector:
     """One whose random weights tell objects apart."""
     torch.manual_seed(0)
     options = ["INPUT.MAX_SIZE_TEST", "128", "TEST.DETECTIONS_PER_IMAGE", "20"]
@@ -29,7 +29,7 @@ def detector(name: str, loss: str = "brs") -> inference.Detector:
     for key, parameter in model.named_parameters():
         if parameter.ndim > 1 and any(w in key for w in ("cls_score", "bbox_pred", "predictor")):
             nn.init.normal_(parameter, std=0.05)
-    return inference.Detector(cfg, model, "", None, calibration=CALIBRATION)
+    return inference.TrainedDetector(cfg, model, "", None, calibration=CALIBRATION)
 
 
 def pictures() -> list[np.ndarray]:

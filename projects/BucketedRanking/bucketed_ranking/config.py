@@ -28,7 +28,7 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # their own, or "global", those of all, so that losses and gradients are those of one process
     # with the whole batch (but for what a process does to its own images: padding them to the
     # largest, batch normalisation, drawing MAX_MASKS). Exact losses alone have the choice. None:
-    # EXACT_SCOPE for them.
+    # "global" for them, "process" for all others.
     cfg.MODEL.RANKING.SCOPE = None
     # Scale the box loss to the value of the classification loss: RS in every step, aLRP by averages
     # over an epoch of training, from 50 in the first (the public aLRP code).
@@ -66,10 +66,12 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # Co-Deformable-DETR (ICCV 2023). Its heads' own settings stand in MODEL.RPN, ROI_HEADS,
     # ROI_BOX_HEAD, RETINANET and ATSS.
     cfg.MODEL.CODETR = CfgNode()
+    # Those of the data set, in a training by `bucketrank train`.
     cfg.MODEL.CODETR.NUM_CLASSES = 80
     # Channels of tokens and queries, a multiple of 32, and of the layers' feed-forward parts.
     cfg.MODEL.CODETR.HIDDEN_DIM = 256
     cfg.MODEL.CODETR.FEEDFORWARD_DIM = 2048
+    # Layers of either, and heads of their attention.
     cfg.MODEL.CODETR.ENCODER_LAYERS = 6
     cfg.MODEL.CODETR.DECODER_LAYERS = 6
     cfg.MODEL.CODETR.NUM_HEADS = 8
@@ -77,6 +79,7 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.CODETR.NUM_POINTS = 4
     # Feature maps of the encoder: those of the backbone, and more by halving its last.
     cfg.MODEL.CODETR.NUM_LEVELS = 4
+    # Queries of the decoder, each of which finds one object at most.
     cfg.MODEL.CODETR.NUM_QUERIES = 300
     # Costs of giving an object to a query: focal loss, L1 and GIoU of the boxes.
     cfg.MODEL.CODETR.CLASS_COST = 2.0
@@ -134,6 +137,9 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # cut to a part of 384 to 600 pixels a side, before it is scaled as all are.
     cfg.INPUT.DETR_CROP = False
 
+    # Who gets the rows of metrics.json too: "wandb", "mlflow".
+    cfg.LOGGERS = []
+
     # Factors on the learning rate of the parameters whose names hold a word, for example
     # [["backbone", 0.1]].
     cfg.SOLVER.LR_FACTORS = []
@@ -149,6 +155,9 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ON_NAN = "stop"
     # Training stops even so after so many skipped steps in a row.
     cfg.SOLVER.MAX_SKIPPED = 10
+    # An exponential moving average of the weights is evaluated and kept in their place; how much of
+    # it a step keeps at most, such as 0.9999 (timm's default); 0: no average.
+    cfg.SOLVER.EMA_DECAY = 0.0
     # End training after so many evaluations (TEST.EVAL_PERIOD) in a row without a better AP than
     # that of the best checkpoint; 0: never.
     cfg.SOLVER.PATIENCE = 0

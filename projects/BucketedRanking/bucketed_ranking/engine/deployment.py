@@ -7,7 +7,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from torch import Tensor, nn
 
 from ..errors import BucketRankError
-from .inference import Detector
+from .inference import TrainedDetector
 
 
 class DeployedDetector(nn.Module):
@@ -18,7 +18,7 @@ class DeployedDetector(nn.Module):
     float64 [N]; classes, int64 [N]; and from a detector of masks masks, bool [N, H, W].
     """
 
-    def __init__(self, detector: Detector):
+    def __init__(self, detector: TrainedDetector):
         """
         Raises:
             BucketRankError: the detector takes no pictures in colour.

@@ -7,12 +7,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from ..data.catalog import register
-from ..data.registry import DatasetEntry
 from ..errors import BucketRankError
-from .inference import Detector, detect
+from .inference import TrainedDetector, detect, register_of_run
 from .mapper import UNREADABLE, read_image
-from .run_folder import RECORD, read_json
 
 _PICTURES = 3
 # Pixels; of a large picture, in which rounding weighs more, the second times its longer side.
@@ -48,7 +45,9 @@ class Agreement:
         )
 
 
-def check_pictures(detector: Detector, image_size: tuple[int, int] | None) -> list[np.ndarray]:
+def check_pictures(
+    detector: TrainedDetector, image_size: tuple[int, int] | None
+) -> list[np.ndarray]:
     """Three pictures, RGB uint8 [H, W, 3]: of the run's validation data, else of noise.
 
     All of `image_size`, or each of another size.
@@ -68,14 +67,13 @@ def check_pictures(detector: Detector, image_size: tuple[int, int] | None) -> li
     return [np.array(p.resize(size)) for p, size in zip(pictures, sizes, strict=True)]
 
 
-def _validation_pictures(detector: Detector) -> list[Image.Image]:
+def _validation_pictures(detector: TrainedDetector) -> list[Image.Image]:
     """The first of them; none where the data are not there any more, or cannot be read."""
     if detector.run_dir is None:
         return []
     name = detector.cfg.DATASETS.TEST[0]
-    remembered = read_json(detector.run_dir / RECORD).get("entries", {}).get(name)
     try:
-        register(name, DatasetEntry.from_dict(remembered) if remembered else None)
+        register_of_run(detector.record, name)
         files = [record["file_name"] for record in DatasetCatalog.get(name)[:_PICTURES]]
         return [Image.fromarray(read_image(file, format="RGB")) for file in files]
     except (BucketRankError, *UNREADABLE):
@@ -83,7 +81,7 @@ def _validation_pictures(detector: Detector) -> list[Image.Image]:
 
 
 def agreement(
-    detector: Detector, run: Callable[[np.ndarray], Found], pictures: Sequence[np.ndarray]
+    detector: TrainedDetector, run: Callable[[np.ndarray], Found], pictures: Sequence[np.ndarray]
 ) -> Agreement:
     """Compare what a file finds in pictures (RGB, uint8 [H, W, 3]) with what `detect` does.
 

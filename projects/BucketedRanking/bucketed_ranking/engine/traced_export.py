@@ -19,15 +19,14 @@ from ..errors import BucketRankError
 from .deployment import DeployedDetector
 from .export import check_path
 from .export_check import Agreement, Found, agreement, check_pictures
-from .inference import Detector, best_threshold
-from .run_folder import RECORD, read_json
+from .inference import TrainedDetector, best_threshold
 
 # RoiAlign as Detectron2 has it came with 16; later ones are read by fewer programs.
 OPSET = 17
 
 
 def export_traced(
-    detector: Detector,
+    detector: TrainedDetector,
     path: Path,
     format: Literal["onnx", "torchscript"],
     image_size: tuple[int, int] | None = None,
@@ -87,14 +86,13 @@ def export_traced(
     return checked
 
 
-def file_metadata(detector: Detector, image_size: tuple[int, int] | None) -> dict[str, str]:
+def file_metadata(detector: TrainedDetector, image_size: tuple[int, int] | None) -> dict[str, str]:
     """What a program must know to use the file; lists and null are JSON."""
-    record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
     sizes = detector.cfg.INPUT
     resized = None if image_size else [sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST]
     masks = "; masks, bool [N, height, width]" if detector.cfg.MODEL.MASK_ON else ""
     return {
-        "class_names": json.dumps(record.get("class_names")),
+        "class_names": json.dumps(detector.record.get("class_names")),
         # A little below: it is the score of a detection, which rounding must not leave out.
         "score_threshold": repr(0.9999 * best_threshold(detector)),
         "calibrated": json.dumps(detector.calibration is not None),
