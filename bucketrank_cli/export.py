@@ -11,13 +11,27 @@ from .options import Weights, say
 
 class ExportFormat(StrEnum):
     safetensors = "safetensors"
+    onnx = "onnx"
+    torchscript = "torchscript"
 
 
 def export(
     run_dir: Annotated[Path, typer.Argument(help="A run's folder.")],
     format: Annotated[
-        ExportFormat, typer.Option(help="safetensors: weights, config and class names.")
+        ExportFormat,
+        typer.Option(
+            help="safetensors: weights, config and class names; onnx, torchscript: all of the "
+            "detector, from the picture to calibrated boxes."
+        ),
     ] = ExportFormat.safetensors,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Of onnx and torchscript: the only height and width that the file takes, such as "
+            "480x640; left out, pictures of any size, which it resizes as `predict` does.",
+        ),
+    ] = None,
     weights: Weights = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write; left out, RUN_DIR/WEIGHTS.FORMAT.")
@@ -29,8 +43,33 @@ def export(
     require_detectron2("Export")
     from bucketed_ranking.engine import inference
     from bucketed_ranking.engine.export import export_safetensors
+    from bucketed_ranking.errors import BucketRankError
 
+    size = _height_and_width(image_size) if image_size else None
+    if size and format == ExportFormat.safetensors:
+        raise BucketRankError("--image-size goes with --format onnx or torchscript.")
     detector = inference.load_detector(str(run_dir), weights=weights, device="cpu")
     path = out or run_dir / f"{Path(detector.weights).stem}.{format}"
-    export_safetensors(detector, path)
+    if format == ExportFormat.safetensors:
+        export_safetensors(detector, path)
+    else:
+        from bucketed_ranking.engine.traced_export import export_traced
+
+        checked = export_traced(detector, path, format.value, size)
+        say(
+            f"Checked: {checked.describe()}"
+            if checked
+            else "The file was not checked: that needs onnxruntime (`pip install onnxruntime`)."
+        )
     say(f"Wrote {detector.describe_weights()} to {path}")
+
+
+def _height_and_width(text: str) -> tuple[int, int]:
+    from bucketed_ranking.errors import BucketRankError
+
+    numbers = text.lower().split("x")
+    if len(numbers) != 2 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+        raise BucketRankError(
+            f"--image-size takes a height and a width in pixels, such as 480x640, not {text!r}."
+        )
+    return int(numbers[0]), int(numbers[1])

@@ -103,6 +103,45 @@ def test_weights_are_exported_and_train_and_evaluate_again(run_dir, tmp_path):
     assert invoke("export", run_dir, "--out", tmp_path / "x.bin").exit_code == 2
 
 
+def test_an_exported_file_is_used_without_the_package(run_dir, cells, repository, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    path = tmp_path / "detector.onnx"
+    result = invoke("export", run_dir, "--format", "onnx", "--out", path)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Checked: \d+ of \d+ detections in pictures of", result.output)
+    photo = cells / "val" / "images" / "003.jpg"
+    example = repository / "docs" / "onnx_example.py"
+    imported = set(re.findall(r"^(?:import|from) (\w+)", example.read_text(), re.MULTILINE))
+    assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"}
+    command = [sys.executable, example, path, photo, tmp_path / "found.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert Image.open(tmp_path / "found.png").size == Image.open(photo).size
+    lines = [line.split() for line in done.stdout.splitlines()]
+    result = invoke("predict", run_dir, photo, "--out", tmp_path / "seen")
+    assert result.exit_code == 0, result.output
+    expected = json.loads((tmp_path / "seen" / "predictions.json").read_text())
+    assert len(lines) == len(expected) > 0
+    for (name, score, *corners), prediction in zip(lines, expected, strict=True):
+        x, y, width, height = prediction["bbox"]
+        assert name == prediction["category"]
+        assert float(score) == pytest.approx(prediction["score"], abs=6e-4)
+        given = [float(corner) for corner in corners]
+        assert given == pytest.approx([x, y, x + width, y + height], abs=6e-3)
+
+
+def test_what_cannot_be_exported_is_said(run_dir, tmp_path):
+    for size in ("480", "480x", "0x640", "axb"):
+        result = invoke("export", run_dir, "--format", "onnx", "--image-size", size)
+        assert result.exit_code == 2
+        assert "a height and a width in pixels, such as 480x640" in result.output
+    result = invoke("export", run_dir, "--image-size", "64x64")
+    assert result.exit_code == 2
+    assert "--image-size goes with --format onnx or torchscript" in result.output
+    result = invoke("export", run_dir, "--format", "onnx", "--out", tmp_path / "x.pt")
+    assert result.exit_code == 2
+    assert "must end in .onnx" in result.output
+
+
 def test_losses_are_measured_when_asked_for(cells, run_dir, tmp_path):
     before = json.loads((run_dir / "results.json").read_text())
     assert before["images_per_ranking"] == 2

@@ -58,6 +58,15 @@ class ScoreMap:
         number = np.ascontiguousarray(scores).view(np.int32) / _LAST_NUMBER
         return (1 - _RISE) * fitted + _RISE * number.reshape(scores.shape)
 
+    def as_knots(self) -> tuple[np.ndarray, np.ndarray]:
+        """The map for programs that have none but :func:`numpy.interp`: float64 [K] of scores, from
+        0 to 1, and their probabilities. Between powers of two the number of a float is linear."""
+        powers = np.append(0, np.ldexp(1.0, np.arange(-126, 1)))
+        numbers = powers.astype(np.float32).view(np.int32) / _LAST_NUMBER
+        knots = np.union1d(np.clip(self.scores, 0, 1), powers)
+        fitted = np.interp(knots, self.scores, self.probabilities)
+        return knots, (1 - _RISE) * fitted + _RISE * np.interp(knots, powers, numbers)
+
 
 def fit_score_map(matched: MatchedDetections) -> ScoreMap | None:
     """Fit a map from score to the probability of being right.

@@ -21,10 +21,7 @@ def export_safetensors(detector: TrainedDetector, path: Path) -> None:
     Raises:
         BucketRankError: there is a file already, or it would not be a safetensors file.
     """
-    if path.suffix != ".safetensors":
-        raise BucketRankError(f"{path} must end in .safetensors: by that programs know the format.")
-    if path.exists():
-        raise BucketRankError(f"There is a file {path} already; choose another with --out.")
+    check_path(path, "safetensors")
     # Copies: the format refuses tensors that share memory or are views.
     weights = {k: v.cpu().contiguous().clone() for k, v in detector.model.state_dict().items()}
     score_map = detector.calibration.score_map if detector.calibration else None
@@ -39,3 +36,11 @@ def export_safetensors(detector: TrainedDetector, path: Path) -> None:
     }
     with atomic_file(path) as file:
         file.write(save(weights, metadata))
+
+
+def check_path(path: Path, format: str) -> None:
+    """Refuses to write over a file, or to give it another format's name; BucketRankError."""
+    if path.suffix != f".{format}":
+        raise BucketRankError(f"{path} must end in .{format}: by that programs know the format.")
+    if path.exists():
+        raise BucketRankError(f"There is a file {path} already; choose another with --out.")

@@ -93,7 +93,7 @@ def vote(found: Instances, candidates: Instances) -> Boxes:
     """
     ious = pairwise_iou(found.pred_boxes, candidates.pred_boxes)
     around = ious > _VOTING_MIN_IOU
-    around &= found.pred_classes.unsqueeze(1) == candidates.pred_classes
+    around = around & (found.pred_classes.unsqueeze(1) == candidates.pred_classes)
     weights = around * candidates.scores * (-(1 - ious).square() / _VOTING_WIDTH).exp()
     totals = weights.sum(dim=1, keepdim=True)
     own = found.pred_boxes.tensor

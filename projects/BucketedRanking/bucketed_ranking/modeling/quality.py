@@ -185,7 +185,7 @@ class QualityRetinaNet(RetinaNet):
         """The logit of the score: [N, A x C, H, W] and [N, A, H, W] -> [N, A x C, H, W]."""
         probabilities = logits.float().sigmoid().unflatten(1, (-1, self.num_classes))
         scores = (probabilities * qualities.float().sigmoid().unsqueeze(2)).sqrt()
-        return scores.logit().flatten(1, 2)
+        return scores.logit().reshape(logits.shape)
 
 
 def smallest_of_each_level(distances: Tensor, anchors: list[Boxes], topk: int) -> Tensor:
