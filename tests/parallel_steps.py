@@ -76,11 +76,16 @@ def criterion_parts(rank: int, cases: list[tuple]) -> list[tuple[RankingResult, 
 
 
 def step(
-    detector: str, loss: str, dtype: torch.dtype, batch: list[dict], parallel: bool = False
+    detector: str,
+    loss: str,
+    dtype: torch.dtype,
+    batch: list[dict],
+    parallel: bool = False,
+    options: tuple[str, ...] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and parameter gradients of a training step; `parallel`: of DistributedDataParallel."""
     torch.manual_seed(0)
-    model = build_model(narrow_config(detector, loss, *_OF_EACH_IMAGE)).train().to(dtype)
+    model = build_model(narrow_config(detector, loss, *_OF_EACH_IMAGE, *options)).train().to(dtype)
     wrapped = nn.parallel.DistributedDataParallel(model) if parallel else model
     with EventStorage(), _detectron2_in_float64():
         losses = wrapped(batch)
@@ -111,6 +116,17 @@ def detector_parts(rank: int, cases: list[tuple]) -> list[tuple[dict, dict]]:
         step(detector, loss, dtype, images_of(parts)[rank], parallel=True)
         for detector, loss, dtype, parts in cases
     ]
+
+
+def extra_query_parts(rank: int, batches: list[list[dict]]) -> list[tuple[dict, dict]]:
+    """Steps of Co-DETR with extra queries, each process with its image of every batch."""
+    return [step_with_extra_queries([batch[rank]], parallel=True) for batch in batches]
+
+
+def step_with_extra_queries(batch: list[dict], parallel: bool = False) -> tuple[dict, dict]:
+    options = "MODEL.CODETR.MAX_EXTRA_QUERIES", "300"
+    detector = "co_deformable_detr_tiny"
+    return step(detector, "rs-exact", torch.float32, batch, parallel, options)
 
 
 def images_of(parts: tuple[tuple[int, ...], ...]) -> list[list[dict]]:

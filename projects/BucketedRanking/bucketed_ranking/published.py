@@ -103,7 +103,8 @@ PUBLISHED: tuple[PublishedRow, ...] = (
         ("score", 49.3, None, None), ("rs", None, 4.14, None),
     ),
     *_rows(
-        "co_deformable_detr_R_50_1x", "Co-DETR", "R-50", ("brs", 50.1, 0.69, 6.0), ap50=67.4, ap75=54.6,
+        "co_deformable_detr_R_50_1x", "Co-DETR", "R-50",
+        ("brs", 50.1, 0.69, 6.0), ap50=67.4, ap75=54.6,
     ),
     *_rows(
         "co_deformable_detr_swin_t_1x", "Co-DETR", "Swin-T",

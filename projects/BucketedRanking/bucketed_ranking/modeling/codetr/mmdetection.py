@@ -85,7 +85,7 @@ class Conversion(NamedTuple):
 
 
 def is_score_based(weights: Mapping[str, Tensor]) -> bool:
-    """Whether an ATSS head, of either layout, has a centerness branch: with ranking, it has none."""
+    """Whether the ATSS head has a centerness branch, in either layout: none does with ranking."""
     return any("atss_centerness" in name or ".head.quality." in name for name in weights)
 
 
@@ -172,8 +172,8 @@ def _compare(theirs: str, ours: str, found: Tensor | None, wanted: Tensor) -> Te
 
 
 def _swapped(rows: Tensor, outer: int, inner: int) -> Tensor:
-    """Rows [outer x inner x K, ...] in the order inner x outer x K: anchors there go by aspect ratio
-    and then by size, here by size first."""
+    """Rows [outer x inner x K, ...] in the order inner x outer x K: there, anchors of a location go
+    by aspect ratio and then by size, here by size first."""
     return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
