@@ -38,7 +38,9 @@ def test_a_training_step_is_finite_and_moves_the_weights(name, loss, options):
     optimizer = Trainer.build_optimizer(cfg, model)
     with EventStorage():
         losses = model(random_batch((2,)))
-    assert all(value.isfinite() and value > 0 for value in losses.values()), losses
+    for key, value in losses.items():
+        assert value.isfinite()
+        assert value > 0 or key.endswith("_sort"), "two objects may be in order"
     sum(losses.values()).backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert [n for n, p in trained.items() if p.grad is None or not p.grad.isfinite().all()] == []
