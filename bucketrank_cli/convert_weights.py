@@ -1,6 +1,7 @@
 """`bucketrank convert-weights`."""
 
 import json
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -31,17 +32,15 @@ def convert_weights(
 
     require_detectron2("Converting weights")
     from bucketed_ranking.engine import convert
-    from bucketed_ranking.modeling.codetr.mmdetection import MATCHED
+    from bucketed_ranking.modeling.codetr.mmdetection import MATCHED, NOT_NEEDED
 
     report = convert.convert(source, output, config=config, to=to.value)
     if output_format is Format.json:
         typer.echo(json.dumps([row._asdict() for row in report], indent=2))
         return
     for row in report:
-        if row.status != MATCHED:
+        if row.status not in (MATCHED, NOT_NEEDED):
             names = " = ".join(filter(None, (row.mmdetection, row.detectron2)))
             say(f"{row.status}: {names}: {row.detail}")
-    counts = {row.status: 0 for row in report} | {MATCHED: 0}
-    for row in report:
-        counts[row.status] += 1
-    say(f"Wrote {output}; tensors: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    counts = Counter(row.status for row in report).most_common()
+    say(f"Wrote {output}; tensors: " + ", ".join(f"{n} {status}" for status, n in counts))

@@ -28,7 +28,6 @@ ONE_LAYER = ["MODEL.CODETR.ENCODER_LAYERS", "1", "MODEL.CODETR.DECODER_LAYERS", 
         (R_50, "brs", []),
         (PLAIN, "brs", ONE_LAYER),
         (SWIN_T, "brs", ONE_LAYER),
-        (SWIN_T, "score", ONE_LAYER),
     ],
 )
 def test_a_training_step_is_finite_and_moves_the_weights(name, loss, options):

@@ -23,7 +23,7 @@ def test_extra_queries_of_two_processes(relative_error):
     losses, grads = step_with_extra_queries([same, same])
     parallel_losses, parallel_grads = found[0][0]
     for name, value in losses.items():
-        assert relative_error(parallel_losses[name], value) < 1e-5, name
+        assert relative_error(parallel_losses[name], value) < 1e-4, name
     total = torch.stack([grad.norm() for grad in grads.values()]).norm()
     for name, grad in grads.items():
         assert (parallel_grads[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6 * total, name
