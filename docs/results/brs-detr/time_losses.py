@@ -5,13 +5,14 @@
 One forward pass on made-up pictures, with random weights, collects what every loss is given: the
 logits, positives and qualities of all decoder layers, the encoder, both groups of extra queries and
 the three heads. Then all losses of the step, forward and backward, are timed one after the other,
-by turns. `score` is focal loss on the same logits, but in the RPN binary cross-entropy of 256
+by turns, in CPU seconds of one thread. `score` is focal loss on the same logits, but in the RPN binary cross-entropy of 256
 anchors an image, and in the RoI head softmax cross-entropy of 512 regions, as Co-DETR has it.
 """
 
 import argparse
 import math
 import statistics
+import time
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -19,20 +20,15 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from bucketed_ranking.benchmarks.loss_cases import Case, LossCalls
-from bucketed_ranking.benchmarks.timing import Timing, TimingOptions, time_calls, timed
 from bucketed_ranking.benchmarks.training_steps import make_input
 from bucketed_ranking.engine.loss_inputs import _record_calls
-from bucketed_ranking.engine.loss_profiler import times_of_marks
 from bucketed_ranking.engine.setup import load_config
 from bucketed_ranking.losses import bucketed, dominance, exact, rs
-from bucketed_ranking.modeling.codetr.assignment import ASSIGNMENT_MARK
 
 LOSSES = ("score", "rs", "brs", "rs-exact")
 SAMPLED = {"RankingRPN": 256, "RankingFastRCNNOutputLayers": 512}
-CPU = torch.device("cpu")
 
 
 def collect(config: str, batch: int, size: tuple[int, int], grad: bool) -> tuple[list[Case], dict]:
@@ -54,17 +50,29 @@ def collect(config: str, batch: int, size: tuple[int, int], grad: bool) -> tuple
         if grad:
             step()  # the first is slower
         _record_calls(model, calls)
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            seconds = timed(step, CPU)
-    events = profiler.profiler.kineto_results.events()
-    assignment = times_of_marks(events, (ASSIGNMENT_MARK,))[ASSIGNMENT_MARK] / 1000
+        match, assignment = model.assigner._match, []
+
+        def timed_match(*given):
+            found = []
+            assignment.append(timed(lambda: found.append(match(*given))))
+            return found[0]
+
+        model.assigner._match = timed_match
+        seconds = timed(step)
     cases = []
     for number, call in enumerate(calls):
         ignored = call["ignored_rows"]
         call["ignored_rows"] = ignored if ignored.any() else None
         call["box_losses"] = 1 - call["qualities"]
         cases.append(Case(f"{call.pop('head')} {number}", **call))
-    return cases, {"step": seconds, "assignment": assignment}
+    return cases, {"step": seconds, "assignment": sum(assignment)}
+
+
+def timed(call: Callable[[], object]) -> float:
+    """CPU seconds, which others on the machine hardly disturb."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def build(loss: str, cases: list[Case], batch: int) -> Callable[[], None]:
@@ -149,19 +157,18 @@ def main() -> None:
     for case in cases:
         numbers = case.logits.numel(), case.num_positives, case.relevant_negatives()
         print(f"| {case.name} | " + " | ".join(f"{n:,}" for n in numbers) + " |")
-    timings = [Timing(loss) for loss in LOSSES]
     built = {loss: build(loss, cases, given.batch) for loss in LOSSES}
     counts = {loss: comparisons(call) for loss, call in built.items()}  # and warms up
-    time_calls(timings, built, CPU, TimingOptions(given.repeats, max_seconds=math.inf))
-    medians = {timing.name: statistics.median(timing.seconds) for timing in timings}
+    seconds = {loss: [] for loss in LOSSES}
+    for _ in range(given.repeats):
+        for loss, call in built.items():
+            seconds[loss].append(timed(call))
+    medians = {loss: statistics.median(each) for loss, each in seconds.items()}
     print("\n| loss | seconds | least .. most | `rs` takes | comparisons |\n|---|---|---|---|---|")
-    for timing in timings:
-        spread = f"{min(timing.seconds):.3f} .. {max(timing.seconds):.3f}"
-        ratio = f"{medians['rs'] / medians[timing.name]:.1f} x"
-        print(
-            f"| `{timing.name}` | {medians[timing.name]:.3f} | {spread} | {ratio} "
-            f"| {counts[timing.name]:,} |"
-        )
+    for loss, each in seconds.items():
+        ratio = f"{medians['rs'] / medians[loss]:.1f} x"
+        spread = f"{min(each):.3f} .. {max(each):.3f}"
+        print(f"| `{loss}` | {medians[loss]:.3f} | {spread} | {ratio} | {counts[loss]:,} |")
 
 
 if __name__ == "__main__":
