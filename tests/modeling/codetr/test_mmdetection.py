@@ -146,15 +146,20 @@ def test_what_does_not_fit_is_reported_and_left_out():
     published = published_weights(SMALL, resnet18(weights=None))
     other_head = {name: v for name, v in published.items() if "centerness" not in name}
     other_head["query_head.more"] = torch.zeros(2, 3)
+    other_head["query_head.transformer.head_pos_embed.weight"] = torch.tensor(1.0)
+    other_head["bbox_head.0.scales.2.scale"] = torch.ones(3)
     model = build(*OPTIONS, classes=7).state_dict()
     converted, report = mmdetection.to_detectron2(other_head, model, ANCHORS)
     found = statuses(report)
-    assert found[mmdetection.UNMATCHED] == ["query_head.more"]
-    assert found[mmdetection.MISSING] == [
-        f"bbox_head.0.atss_centerness.{n}" for n in ("weight", "bias")
+    offset = "query_head.transformer.head_pos_embed.weight"
+    scales = [f"bbox_head.0.scales.{level}.scale" for level in (2, 3, 4)]
+    assert found[mmdetection.UNMATCHED] == [offset, *scales, "query_head.more"]
+    assert sorted(found[mmdetection.MISSING]) == [
+        *[f"bbox_head.0.atss_centerness.{n}" for n in ("bias", "weight")],
+        *[f"{offset}[{row}]" for row in (0, 1)],
     ]
     wrong = found[mmdetection.OTHER_SHAPE]
-    assert len(wrong) == 2 * (3 + 1 + 2), "class branches, ATSS, the box head's classes and boxes"
+    assert len(wrong) == 2 * (3 + 1 + 2) + 1, "class branches, ATSS, classes and boxes; two scales"
     assert "head.class_branches.0.bias" not in converted
     row = next(row for row in report if row.detectron2 == "head.class_branches.0.bias")
     assert row.detail == "(5,) in the file, (7,) in the detector"

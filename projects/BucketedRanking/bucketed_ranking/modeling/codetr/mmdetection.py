@@ -1,6 +1,7 @@
 """Co-Deformable-DETR's weights under the names and in the layout of its published checkpoints,
 which are MMDetection's."""
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -180,11 +181,11 @@ def _swapped(rows: Tensor, outer: int, inner: int) -> Tensor:
 def _one_to_one(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors so that each is one of ours."""
     given = dict(published)
-    for name, row in zip(_OFFSETS, given.pop(_OFFSET, ()), strict=False):
-        given[name] = row
-    scales = [name for name in given if re.fullmatch(r"bbox_head\.0\.scales\.\d+\.scale", name)]
+    if given.get(_OFFSET, torch.zeros(0)).shape == (len(_OFFSETS), 1):
+        given |= zip(_OFFSETS, given.pop(_OFFSET), strict=True)
+    names = (_SCALES.replace("*", str(level)) for level in itertools.count())
+    scales = list(itertools.takewhile(lambda name: name in given and not given[name].ndim, names))
     if scales:
-        scales.sort(key=lambda name: int(name.split(".")[3]))
         given[_SCALES] = torch.stack([given.pop(name) for name in scales])
     return given
 
