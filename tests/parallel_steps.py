@@ -126,7 +126,7 @@ def extra_query_parts(rank: int, batches: list[list[dict]]) -> list[tuple[dict, 
 def step_with_extra_queries(batch: list[dict], parallel: bool = False) -> tuple[dict, dict]:
     options = "MODEL.CODETR.MAX_EXTRA_QUERIES", "300"
     detector = "co_deformable_detr_tiny"
-    return step(detector, "rs-exact", torch.float64, batch, parallel, options)
+    return step(detector, "ap-exact", torch.float64, batch, parallel, options)
 
 
 def images_of(parts: tuple[tuple[int, ...], ...]) -> list[list[dict]]:

@@ -70,6 +70,11 @@ def test_there_and_back_again(published):
     assert again.keys() == published.keys()
     assert all(torch.equal(again[name], value) for name, value in published.items())
 
+    result = convert("own.pth", "--output", "new.pth", *given)
+    assert result.exit_code == 2, "it has this layout already"
+    assert "No tensor of own.pth" in " ".join(result.output.split())
+    assert not Path("new.pth").exists()
+
 
 @pytest.mark.parametrize(
     ("words", "sentence"),

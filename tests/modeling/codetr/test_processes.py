@@ -8,13 +8,16 @@ from tests.processes import run_processes
 
 def test_extra_queries_of_two_processes(relative_error):
     """With as many positives on both, at least nine, no negative fills up: then losses and
-    gradients are those of one process with both images. With none on one, all still agree."""
+    gradients are those of one process with both images. With none on one, all still agree.
+
+    The images being the same, RS would sort positives by differences of rounding; AP does not.
+    """
     (same,), (many, none) = images((12,)), images((12, 0))
     batches = [[same, same], [many, none]]
     found = run_processes(2, extra_query_parts, batches)
     for first, second in zip(*found, strict=True):
         names = [name for name in first[0] if "_queries_" in name]
-        assert len(names) == 8
+        assert len(names) == 6
         for name in names:
             assert first[0][name].isfinite()
             assert first[0][name] > 0
