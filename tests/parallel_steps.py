@@ -80,8 +80,8 @@ def step(
     loss: str,
     dtype: torch.dtype,
     batch: list[dict],
-    parallel: bool = False,
     options: tuple[str, ...] = (),
+    parallel: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and parameter gradients of a training step; `parallel`: of DistributedDataParallel."""
     torch.manual_seed(0)
@@ -113,20 +113,9 @@ def _detectron2_in_float64() -> Iterator[None]:
 def detector_parts(rank: int, cases: list[tuple]) -> list[tuple[dict, dict]]:
     """:func:`step` of this process' images of each case, which every process is given in parts."""
     return [
-        step(detector, loss, dtype, images_of(parts)[rank], parallel=True)
-        for detector, loss, dtype, parts in cases
+        step(detector, loss, dtype, parts[rank], options, parallel=True)
+        for detector, loss, dtype, parts, options in cases
     ]
-
-
-def extra_query_parts(rank: int, batches: list[list[dict]]) -> list[tuple[dict, dict]]:
-    """Steps of Co-DETR with extra queries, each process with its image of every batch."""
-    return [step_with_extra_queries([batch[rank]], parallel=True) for batch in batches]
-
-
-def step_with_extra_queries(batch: list[dict], parallel: bool = False) -> tuple[dict, dict]:
-    options = "MODEL.CODETR.MAX_EXTRA_QUERIES", "300"
-    detector = "co_deformable_detr_tiny"
-    return step(detector, "ap-exact", torch.float64, batch, parallel, options)
 
 
 def images_of(parts: tuple[tuple[int, ...], ...]) -> list[list[dict]]:

@@ -32,11 +32,17 @@ MODEL:
 """
 
 
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return published_weights(SMALL, resnet18(weights=None))
+
+
 @pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+def published(
+    weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, torch.Tensor]:
     """Weights in published.pth, as MMDetection stores them, with a config of their detector."""
     monkeypatch.chdir(tmp_path)
-    weights = published_weights(SMALL, resnet18(weights=None))
     torch.save({"meta": {"CLASSES": ("cat", "dog"), "epoch": 12}, "state_dict": weights},
                "published.pth")  # fmt: skip
     base = find_config("co_deformable_detr_R_50_1x").resolve()

@@ -24,7 +24,7 @@ ONE_LAYER = ["MODEL.CODETR.ENCODER_LAYERS", "1", "MODEL.CODETR.DECODER_LAYERS", 
 @pytest.mark.parametrize(
     ("name", "loss", "options"),
     [
-        (R_50, "score", []),
+        (R_50, "score", ONE_LAYER),
         (R_50, "brs", []),
         (PLAIN, "brs", ONE_LAYER),
         (SWIN_T, "brs", ONE_LAYER),
