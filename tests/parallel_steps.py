@@ -113,9 +113,14 @@ def _detectron2_in_float64() -> Iterator[None]:
 def detector_parts(rank: int, cases: list[tuple]) -> list[tuple[dict, dict]]:
     """:func:`step` of this process' images of each case, which every process is given in parts."""
     return [
-        step(detector, loss, dtype, parts[rank], options, parallel=True)
-        for detector, loss, dtype, parts, options in cases
+        step(detector, loss, dtype, make(parts)[rank], options, parallel=True)
+        for detector, loss, dtype, make, parts, options in cases
     ]
+
+
+def same_image(parts: tuple[tuple[int], ...]) -> list[list[dict]]:
+    """One and the same image for every process, by its number of objects."""
+    return [images(part) for part in parts]
 
 
 def images_of(parts: tuple[tuple[int, ...], ...]) -> list[list[dict]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parallel_steps import detector_parts, images, images_of, step
+from tests.parallel_steps import detector_parts, images_of, same_image, step
 from tests.processes import run_processes
 from tests.small_detectors import DETECTORS
 
@@ -18,7 +18,7 @@ SPLITS = {2: (((3, 2), (0,)), ((0,), (0, 0)), ((1, 0), (2, 4))), 4: (((2,), (0,)
 
 def _cases(processes: int, detectors: tuple[str, ...]) -> list[tuple]:
     return [
-        (detector, loss, dtype, images_of(parts), ())
+        (detector, loss, dtype, images_of, parts, ())
         for detector in detectors
         for loss in EXACT
         for parts in SPLITS[processes]
@@ -30,18 +30,17 @@ def _extra_queries() -> tuple:
     """Co-DETR's queries from positives: with at least nine in an image and as many on both
     processes, no negatives fill up. The images being the same, RS would sort positives by
     differences of rounding; AP does not."""
-    (image,) = images((12,))
     options = "MODEL.CODETR.MAX_EXTRA_QUERIES", "300"
-    return "co_deformable_detr_tiny", "ap-exact", torch.float64, [[image], [image]], options
+    given = same_image, ((12,), (12,)), options
+    return "co_deformable_detr_tiny", "ap-exact", torch.float64, *given
 
 
 def _check(processes: int, cases: list[tuple], relative_error: Callable) -> None:
     results = run_processes(processes, detector_parts, cases)
     for case, *found in zip(cases, *results, strict=True):
-        detector, loss, dtype, parts, options = case
-        batch = [image for part in parts for image in part]
+        detector, loss, dtype, make, parts, options = case
+        batch = [image for part in make(parts) for image in part]
         losses, grads = step(detector, loss, dtype, batch, options)
-        case = detector, loss, dtype, [len(image["instances"]) for image in batch]
         for found_losses, found_grads in found:
             assert found_losses.keys() == losses.keys()
             for name, value in losses.items():
