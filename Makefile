@@ -25,7 +25,7 @@ demo: setup ## generate the data set, train and evaluate two small detectors, pr
 	.venv/bin/bucketrank demo
 
 # DATASET=coco GPUS=8 trains the full-size detectors; the rest narrows or widens the grid.
-table_options := $(foreach name,DATASET DETECTORS LOSSES SEEDS PROFILE GPUS GPUS_PER_CELL OUTPUT,\
+table_options := $(foreach name,DATASET DETECTORS LOSSES SEEDS PROFILE GPUS PROCESSES_PER_CELL OUTPUT,\
 	$(if $($(name)),--$(shell echo $(name) | tr A-Z_ a-z-) '$($(name))'))
 
 reproduce-table: setup ## train detectors x losses and compare them; see README

@@ -46,14 +46,15 @@ def table(
         Path | None, typer.Option(help="Folder of the table; left out, results/DATASET.")
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs to spread the cells over; left out, all.")
+        int | None,
+        typer.Option(min=0, help="GPUs to spread the cells over; left out, all; 0: none."),
     ] = None,
-    gpus_per_cell: Annotated[
+    processes_per_cell: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="GPUs of each cell; left out, 1, with --profile paper the paper's 4. A ranking "
-            "spans the images of one GPU.",
+            help="Processes of each cell, one a GPU or sharing the CPU; left out, 1, with "
+            "--profile paper on GPUs the paper's 4.",
         ),
     ] = None,
     jobs: Annotated[
@@ -108,6 +109,8 @@ def table(
     if report_only:
         job.report(folder, console)
         return
+    if gpus == 0:
+        device = device or "cpu"
     chosen = {
         "detectors": _words(detectors),
         "losses": _words(losses),
@@ -126,14 +129,14 @@ def table(
         job.report(folder, console)
         return
     here = not dry_run and emit_jobs is None
-    places = job.choose_places(gpus, gpus_per_cell, jobs, device, paper=paper, here=here)
+    places = job.choose_places(gpus, processes_per_cell, jobs, device, paper=paper, here=here)
     cells = plan(
         folder,
         dataset=dataset,
         seeds=whole_numbers(seeds, "--seeds", at_least=0),
         variants=_variants(variant or []),
         paper=paper,
-        processes=max(1, len(places[0].gpus)),
+        processes=places[0].processes,
         **chosen,
     )
     if dry_run:

@@ -101,6 +101,7 @@ def test_places():
     shared = make_places(0, 1, jobs=2)
     assert len(shared) == 2
     assert shared[0].environment()["OMP_NUM_THREADS"] == str(shared[0].threads)
+    assert make_places(0, 2, jobs=1) == [Place(processes=2)]
 
 
 def test_a_signal_stops_the_cells_and_starts_no_other(tmp_path):
@@ -126,7 +127,7 @@ def test_places_that_are_not_there(num_gpus):
     num_gpus(2)
     with pytest.raises(BucketRankError, match="--gpus is 99"):
         choose_places(99, 1, 1, None)
-    with pytest.raises(BucketRankError, match="--gpus-per-cell is 4"):
+    with pytest.raises(BucketRankError, match="--processes-per-cell is 4"):
         choose_places(None, 4, 1, None)
     assert len(choose_places(8, 2, 1, None, here=False)) == 4
     assert len(choose_places(None, 4, 1, None, here=False)[0].gpus) == 4
@@ -139,6 +140,7 @@ def test_cells_of_the_paper_get_its_four_gpus_where_they_are_there(num_gpus, the
     assert [len(place.gpus) for place in chosen] == [each] * places
     assert len(choose_places(None, None, 1, None)[0].gpus) == 1
     assert choose_places(None, None, 1, "cpu", paper=True) == [ONE]
+    assert choose_places(None, 2, 1, "cpu")[0].processes == 2
 
 
 def planned(output, config, loss, max_iter=1000):

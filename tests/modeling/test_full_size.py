@@ -1,4 +1,7 @@
-"""Every full-size detector, as shipped but for small images and few proposals, takes a step."""
+"""Every full-size detector, as shipped but for small images and few proposals, takes a step.
+
+The tiny detectors, which have the same heads, take one with every loss (test_detectors.py).
+"""
 
 import gc
 
@@ -10,7 +13,6 @@ from detectron2.utils.events import EventStorage
 from bucketed_ranking.criterion import RankingCriterion
 from bucketed_ranking.engine.setup import flatten, load_config
 from bucketed_ranking.engine.trainer import Trainer
-from bucketed_ranking.losses import LOSS_NAMES
 from bucketed_ranking.modeling.ranking import build_criterion
 from bucketed_ranking.zoo import list_configs
 from tests.small_detectors import random_batch
@@ -32,7 +34,7 @@ FEW_PROPOSALS = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("losses", [("score",), tuple(LOSS_NAMES)], ids=["score", "ranking"])
+@pytest.mark.parametrize("losses", [("score",), ("brs", "ap-exact")], ids=["score", "ranking"])
 def test_a_training_step_is_finite_and_moves_the_weights(name, losses):
     torch.manual_seed(0)
     cfg = small_config(name, losses[0])

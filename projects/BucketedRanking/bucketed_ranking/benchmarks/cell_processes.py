@@ -37,10 +37,12 @@ class Place:
 
     Attributes:
         gpus: indices of the GPUs that are its own; empty on the CPU.
-        threads: of torch, where cells share the cores; None leaves them to torch.
+        processes: of a cell; one a GPU.
+        threads: of torch in each, where cells share the cores; None leaves them to torch.
     """
 
     gpus: tuple[int, ...] = ()
+    processes: int = 1
     threads: int | None = None
 
     def environment(self) -> dict[str, str]:
@@ -55,12 +57,14 @@ class Place:
         return environment
 
 
-def make_places(num_gpus: int, gpus_per_cell: int, jobs: int) -> list[Place]:
-    """Places over so many GPUs, or where there are none, for so many cells at a time on the CPU."""
+def make_places(num_gpus: int, processes: int, jobs: int) -> list[Place]:
+    """Places for cells of so many processes, over the GPUs, or where there are none, for so many
+    cells at a time on the CPU."""
     if num_gpus:
-        first = range(0, num_gpus - gpus_per_cell + 1, gpus_per_cell)
-        return [Place(tuple(range(start, start + gpus_per_cell))) for start in first]
-    return [Place(threads=None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs))] * jobs
+        first = range(0, num_gpus - processes + 1, processes)
+        return [Place(tuple(range(start, start + processes)), processes) for start in first]
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // (jobs * processes))
+    return [Place(processes=processes, threads=threads)] * jobs
 
 
 def seconds_per_iteration(

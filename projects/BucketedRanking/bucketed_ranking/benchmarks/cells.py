@@ -36,7 +36,7 @@ class Cell:
         options: KEY VALUE pairs.
         variant: name of a change to the config, whose keys are among the options; "": none.
         folder: where the run is, or will be.
-        processes: one a GPU; one on the CPU.
+        processes: that train together, one a GPU or on the CPU.
         max_iter, images_per_ranking, config_hash: of the run (see
             `engine.run_folder`), as far as they are known.
         obstacle: why the cell cannot be run here; None where it can.
@@ -71,7 +71,7 @@ class Cell:
         words += ["--dataset", self.dataset] if self.dataset else []
         words += ["--output", str(self.folder), "--auto-resume"]
         words += ["--device", self.device] if self.device else []
-        words += ["--num-gpus", str(self.processes)] if self.processes > 1 else []
+        words += ["--num-processes", str(self.processes)] if self.processes > 1 else []
         return [*words, *self.options]
 
     def command(self) -> list[str]:
@@ -107,7 +107,7 @@ def plan(
         paper: only the rows of the paper's table.
         variants: KEY VALUE pairs by the name of a change: cells of each beside those without. One
             of MODEL.RANKING alone changes nothing for the detector's own loss, which gets none.
-        processes: of each cell, one a GPU.
+        processes: of each cell.
 
     Raises:
         BucketRankError: an unknown loss, detector or option, or no such row.
@@ -194,6 +194,6 @@ def _complete(cell: Cell) -> Cell:
     except BucketRankError as error:
         return replace(cell, obstacle=str(error))
     if batch % cell.processes:
-        problem = f"a batch of {batch} does not divide over {cell.processes} GPUs."
+        problem = f"a batch of {batch} does not divide over {cell.processes} processes."
         return replace(cell, obstacle=problem)
     return replace(cell, config_hash=run_folder.config_hash(cfg, cell.processes))

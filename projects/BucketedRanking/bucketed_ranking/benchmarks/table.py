@@ -21,7 +21,7 @@ _PAPER_GPUS = 4
 
 def choose_places(
     gpus: int | None,
-    gpus_per_cell: int | None,
+    processes_per_cell: int | None,
     jobs: int,
     device: str | None,
     *,
@@ -32,7 +32,8 @@ def choose_places(
 
     Args:
         gpus: None: all there are; 0: none.
-        gpus_per_cell: None: 1, or with `paper` its 4, else 2 or 1 of fewer.
+        processes_per_cell: one a GPU where there are GPUs. None: 1, or with `paper` its 4, else 2
+            or 1 of fewer; on the CPU 1.
         here: whether the cells run on this machine; what is planned for another one may have GPUs
             that this one lacks.
 
@@ -40,18 +41,21 @@ def choose_places(
         BucketRankError: there are not so many, or a cell needs more than there are.
     """
     there = torch.cuda.device_count()
-    wanted = gpus_per_cell or (_PAPER_GPUS if paper else 1)
+    wanted = processes_per_cell or (_PAPER_GPUS if paper else 1)
     if not here and wanted > 1:
         there = max(there, wanted)
     on_gpu = device is None or device.startswith("cuda")
     count = (there if on_gpu else 0) if gpus is None else gpus
     if here and count > there:
         raise BucketRankError(f"--gpus is {count}, but this machine has {there}.")
-    if count and gpus_per_cell and gpus_per_cell > count:
-        raise BucketRankError(f"--gpus-per-cell is {gpus_per_cell}, but there are {count} GPUs.")
+    if count and processes_per_cell and processes_per_cell > count:
+        raise BucketRankError(
+            f"--processes-per-cell is {processes_per_cell}, but there are {count} GPUs; "
+            "--gpus 0 trains on the CPU."
+        )
     while count and wanted > count:
         wanted //= 2
-    return make_places(count, wanted, jobs)
+    return make_places(count, wanted if count else processes_per_cell or 1, jobs)
 
 
 def run(
@@ -102,7 +106,8 @@ def show_plan(cells: list[Cell], output: Path, places: Sequence[Place], console:
     total = [f"about {in_words(seconds)}"] if seconds else []
     if unknown := times.count(None):
         total.append(f"{unknown} cells that take as long as the first ones will show")
-    on = f" on {len(places[0].gpus)} GPUs each" if len(places[0].gpus) > 1 else ""
+    each = places[0].processes
+    on = f" of {each} processes each" if each > 1 else ""
     where = f"{len(cells)} cells into {output}, {len(places)} at a time{on}"
     say(console, f"{where}: {' and '.join(total) or 'nothing is left to run'}")
 
@@ -115,7 +120,7 @@ def _warn_of_other_rankings(cells: Sequence[Cell], console: Console) -> None:
         say(
             console,
             f"The paper's rankings span {IMAGES_PER_RANKING} images, here {here}: these cells "
-            "optimise another objective and are not compared with it. --gpus-per-cell "
+            "optimise another objective and are not compared with it. --processes-per-cell "
             f"{_PAPER_GPUS} gives the paper's.",
         )
 

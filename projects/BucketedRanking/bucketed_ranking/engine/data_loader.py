@@ -7,11 +7,7 @@ by its place in the stream.
 
 import itertools
 import logging
-import multiprocessing.util
 import random
-import signal
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -27,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.catalog import lacks_mask
 from ..errors import BucketRankError
 from .augmentation import crops, training_augmentations
+from .image_workers import fork_workers
 from .mapper import UNREADABLE, PictureMapper
 
 logger = logging.getLogger(__name__)
@@ -106,7 +103,6 @@ class TrainingLoader:
         self.unreadable: set[str] = set()
 
     def __iter__(self) -> Iterator[list[dict]]:
-        wait_before_fork()
         for batch in self.loader:
             for image in batch:
                 self.unreadable.update(unreadable := image.pop("unreadable"))
@@ -117,16 +113,6 @@ class TrainingLoader:
                         "them."
                     )
             yield batch
-
-
-def wait_before_fork() -> None:
-    """Let threads end that a collective of several processes has used, before workers are forked.
-
-    Until Python 3.11 a child waits for ever that is forked while another thread begins or ends: the
-    interpreter's lock for that is still taken in it (``_PyThreadState_DeleteExcept``).
-    """
-    if sys.version_info < (3, 12) and comm.get_world_size() > 1:
-        time.sleep(0.2)
 
 
 def images_per_process(cfg: CfgNode, processes: int) -> int:
@@ -141,25 +127,6 @@ def images_per_process(cfg: CfgNode, processes: int) -> int:
             f"choose a multiple of {processes * parts}."
         )
     return batch // processes
-
-
-def _ignore_stop_signals(worker: int) -> None:
-    """A worker lives as long as its training: a signal to the whole group is not for it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _kill_workers() -> None:
-    """What the end of a process does to its workers, which do not hear SIGTERM."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise, as for a worker that crashed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
-def lost_worker(error: BaseException) -> bool:
-    """Whether an error says that a worker was killed; torch raises it wherever training is."""
-    return isinstance(error, ConnectionError) or "DataLoader worker (pid" in str(error)
 
 
 def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
@@ -187,19 +154,15 @@ def build_train_loader(cfg: CfgNode, start: int = 0) -> TrainingLoader:
     )
     if cfg.MODEL.MASK_ON:
         _prepare_masks(dicts, mapper)
-    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=100)
-    workers = cfg.DATALOADER.NUM_WORKERS
     loader = DataLoader(
         TrainingImages(DatasetFromList(dicts, copy=False), mapper, cfg.SEED),
         batch_sampler=batches,
-        num_workers=workers,
-        # In a process that was itself spawned the default is to spawn: seconds for each worker.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_ignore_stop_signals,
         # Its own, so that starting the loader draws nothing from the training's generator.
         generator=torch.Generator().manual_seed(cfg.SEED),
     )
+    fork_workers(loader)
     return TrainingLoader(loader)
 
 

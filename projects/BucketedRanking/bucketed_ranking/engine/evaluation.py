@@ -21,7 +21,7 @@ from ..data.files import write_atomically
 from ..errors import BucketRankError
 from .calibration import MatchedDetections
 from .cityscapes import CityscapesEvaluator
-from .data_loader import wait_before_fork
+from .image_workers import fork_workers
 from .mapper import EvaluationMapper
 from .thresholds import Curve, best_f1_threshold
 
@@ -208,6 +208,7 @@ def evaluate_model(
         of "segm". Empty on all but the main process.
     """
     loader = build_detection_test_loader(cfg, dataset, mapper=EvaluationMapper(cfg))
+    fork_workers(loader)
     if MetadataCatalog.get(dataset).evaluator_type == "cityscapes_instance":
         evaluator = CityscapesEvaluator(dataset)
     else:
@@ -215,7 +216,6 @@ def evaluate_model(
         evaluator = DetectionEvaluator(dataset, tasks=tasks, output_dir=str(output_dir))
     done = itertools.count(1)
     callbacks = {"after_inference": lambda: on_batch(next(done), len(loader))}
-    wait_before_fork()
     results = inference_on_dataset(model, loader, evaluator, callbacks)
     if on_matched is not None and (matched := evaluator.matched()) is not None:
         on_matched(matched)

@@ -25,9 +25,10 @@ from ..data.files import write_atomically
 from ..data.registry import find_dataset
 from ..environment import device_name, git_commit, installed_versions
 from ..errors import BucketRankError
-from .data_loader import images_per_process, lost_worker
+from .data_loader import images_per_process
 from .evaluation import write_results
 from .hooks import WARM_UP_ITERATIONS
+from .image_workers import lost_worker
 from .loss_profiler import summarise_samples
 from .processes import (
     Processes,
