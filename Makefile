@@ -12,7 +12,7 @@ python := .venv/bin/python
 # One worker a core, and one torch thread a worker (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: help setup demo reproduce-table test lint format clean
+.PHONY: help setup demo reproduce-table test lint docs format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.* ## (.*)/\1|\2/' \
@@ -38,6 +38,11 @@ lint: setup ## check style, format and the types of the losses
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+
+docs: ## build the documentation's site; warnings and links that lead nowhere are errors
+	@tools/setup.sh docs
+	$(python) -m sphinx -W --keep-going -q -E -a docs build/docs
+	@echo "docs: open build/docs/index.html"
 
 format: setup ## put the sources into the house format
 	$(python) -m ruff check --fix-only .

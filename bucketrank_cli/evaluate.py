@@ -30,20 +30,19 @@ def evaluate(
     from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Evaluation")
-    from bucketed_ranking.engine import inference
+    import bucketed_ranking
 
-    detector, name = inference.load_for_evaluation(
-        source, dataset, weights=weights, device=device, options=options or []
-    )
-    folder = output or inference.default_output(detector, name)
-    say(f"Evaluating {detector.describe_weights()} on {name}")
     with Progress(console=Console(), transient=True) as progress:
         task = progress.add_task("evaluating", total=None)
-        results = inference.evaluate(
-            detector,
-            name,
-            folder,
+        measured = bucketed_ranking.evaluate(
+            source,
+            weights=weights,
+            dataset=dataset,
+            output=output,
+            device=device,
+            options=options or [],
+            say=say,
             on_batch=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    print_results(results)
-    say(f"Written to {folder / 'results.json'}")
+    print_results(measured)
+    say(f"Written to {measured.folder / 'results.json'}")

@@ -19,6 +19,7 @@ from . import (
     predict,
     profile_loss,
     replay,
+    report,
     table,
     train,
 )
@@ -67,6 +68,7 @@ app.command("eval", cls=ConfigCommand)(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("convert-weights")(convert_weights.convert_weights)
+app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("demo", cls=ConfigCommand)(demo.demo)
 app.command("table", cls=ConfigCommand)(table.table)

@@ -2,11 +2,15 @@
 
 import math
 import re
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from bucketed_ranking import Evaluation, Training
 
 _NEGATIVE = re.compile(r"-\.?\d")
 
@@ -87,35 +91,32 @@ def say(sentence: str, style: str | None = None) -> None:
     Console().print(Text(sentence, style=style or ""), soft_wrap=True)
 
 
-def print_results(results: dict[str, Any]) -> None:
+def print_results(measured: "Evaluation | Training") -> None:
     """Print AP, in percent, of every task and class as a table, and the calibration."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for task in ("bbox", "segm"):
-        if task not in results:
+    for task, found in (("bbox", measured.bbox), ("segm", measured.segm)):
+        if found is None:
             continue
-        metrics = results[task]
-        table = Table(title=f"{task} AP (%) on {results['dataset']}", title_justify="left")
-        summary = [name for name in metrics if name.startswith("AP")]
-        for name in summary:
+        table = Table(title=f"{task} AP (%) on {measured.dataset}", title_justify="left")
+        for name in found.summary:
             table.add_column(name, justify="right")
-        table.add_row(*[percent(metrics[name]) for name in summary])
+        table.add_row(*map(percent, found.summary.values()))
         console.print(table)
-        if metrics["per_class"]:
+        if found.per_class:
             classes = Table(title="AP per class", title_justify="left")
             classes.add_column("class")
             classes.add_column("AP", justify="right")
-            for name, ap in metrics["per_class"].items():
+            for name, ap in found.per_class.items():
                 classes.add_row(name, percent(ap))
             console.print(classes)
-    _print_calibration(results)
+    _print_calibration(measured.calibration)
 
 
-def _print_calibration(results: dict[str, Any]) -> None:
+def _print_calibration(measured: Mapping[str, float]) -> None:
     """Print in one line how far scores are from the share of right detections."""
-    measured = results.get("calibration") or {}
     parts = [
         f"{number(measured[key], 3)} of {which} scores"
         for key, which in (("error", "the model's"), ("error_calibrated", "calibrated"))

@@ -1,17 +1,13 @@
 """`bucketrank train`."""
 
 import re
-import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .options import ConfigOptions, Device, print_results, say
-
-if TYPE_CHECKING:
-    from bucketed_ranking.engine.choice import Choice
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 """A config key, as no config is called."""
@@ -59,21 +55,19 @@ def train(
     ] = False,
     num_processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes on this machine: a GPU each, or on the CPU."),
+        typer.Option(help="Processes on this machine: a GPU each, or on the CPU."),
     ] = None,
-    num_gpus: Annotated[
-        int | None, typer.Option(min=1, help="As --num-processes, on GPUs alone.")
-    ] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="As --num-processes, on GPUs alone.")] = None,
     num_machines: Annotated[
-        int, typer.Option(min=1, help="Machines; the same command runs on each of them.")
+        int, typer.Option(help="Machines; the same command runs on each of them.")
     ] = 1,
-    machine_rank: Annotated[int, typer.Option(min=0, help="This machine's, from 0.")] = 0,
+    machine_rank: Annotated[int, typer.Option(help="This machine's, from 0.")] = 0,
     dist_url: Annotated[
         str, typer.Option(help="Where machines meet, such as tcp://10.0.0.1:29500.")
     ] = "auto",
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**31 - 1, help="Seed of everything random; else a random one."),
+        typer.Option(help="Seed of everything random; else a random one."),
     ] = None,
     device: Device = None,
     amp: Annotated[
@@ -81,7 +75,7 @@ def train(
     ] = False,
     accumulate: Annotated[
         int | None,
-        typer.Option(min=1, help="Run each batch in so many parts, in the memory of one."),
+        typer.Option(help="Run each batch in so many parts, in the memory of one."),
     ] = None,
     on_nan: Annotated[
         OnNan | None,
@@ -96,23 +90,23 @@ def train(
     ] = None,
     epochs: Annotated[
         float | None,
-        typer.Option(min=0.01, help="How often every picture is seen; warm-up, steps follow."),
+        typer.Option(help="How often every picture is seen; warm-up, steps follow."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures a step; the learning rate follows.")
+        int | None, typer.Option(help="Pictures a step; the learning rate follows.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=32, help="Shorter side of the pictures, in pixels.")
+        int | None, typer.Option(help="Shorter side of the pictures, in pixels.")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(min=0.0, help="Learning rate; left out, it fits the batch.")
+        float | None, typer.Option(help="Learning rate; left out, it fits the batch.")
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option(min=0, help="Stop after so many evaluations without a better AP; 0: never."),
+        typer.Option(help="Stop after so many evaluations without a better AP; 0: never."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that load pictures, for each that trains.")
+        int | None, typer.Option(help="Processes that load pictures, for each that trains.")
     ] = None,
     profile: Annotated[
         bool,
@@ -128,117 +122,35 @@ def train(
     from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("Training")
-    from bucketed_ranking.engine import run_folder, runs, setup
-    from bucketed_ranking.engine.plan import plan_training, plan_weights
-    from bucketed_ranking.engine.processes import Processes, is_first_process, started_outside
+    import bucketed_ranking
 
     options = options or []
     if config is not None and _KEY.fullmatch(config) and not Path(config).exists():
         config, options = None, [config, *options]  # no config, but KEY VALUE pairs
-    chosen = None
-    if config is None:
-        chosen = _choose_config(dataset, train_split, val_split, device)
-        config = chosen.config
-        image_size, epochs = image_size or chosen.image_size, epochs or chosen.epochs
-    cfg = setup.load_config(config, loss=loss, options=options, device=device)
-    names = setup.choose_datasets(cfg, dataset, train_split, val_split)
-    info, _ = setup.configure_datasets(cfg, *names)
-    planned = plan_training(
-        cfg, info.num_images, epochs=epochs, batch_size=batch_size, image_size=image_size, lr=lr
-    )
-    planned += plan_weights(cfg, config, weights) if weights is not None else []
-    planned += _options(
-        {
-            "SOLVER.AMP.ENABLED": amp or None,
-            "SOLVER.ACCUMULATE": accumulate,
-            "SOLVER.ON_NAN": on_nan,
-            "SOLVER.PATIENCE": patience,
-            "DATALOADER.NUM_WORKERS": workers,
-        }
-    )
-    setup.merge_options(cfg, planned)
-    setup.merge_options(cfg, options)
-    setup.check_values(cfg)
-    folder = output or setup.default_output(config, cfg)
-    cfg.OUTPUT_DIR = str(folder)
-    processes = Processes(
-        num_gpus or num_processes or 1, num_machines, machine_rank, dist_url, num_gpus is not None
-    )
-    cfg = runs.scale_to_processes(cfg, processes)
-    if not is_first_process(processes):
-        # Of several that were started by hand, by torchrun or by Slurm, the first one speaks.
-        try:
-            runs.train(cfg, processes=processes, profile=profile)
-        except runs.TrainingInterruptedError:
-            raise typer.Exit(_STOPPED) from None
-        return
-    if chosen:
-        plain = {"--image-size": chosen.image_size, "--epochs": chosen.epochs}
-        words = [f"{name} {value}" for name, value in plain.items() if value is not None]
-        say(f"Chose {' '.join([config, *words])}, because {'; '.join(chosen.reasons)}.")
-    if planned:
-        pairs = zip(planned[::2], planned[1::2], strict=True)
-        say(f"As config keys: {' '.join(f'{key} {shlex.quote(value)}' for key, value in pairs)}")
-    resume = resume or (auto_resume and run_folder.is_run(folder))
-    if resume and run_folder.is_finished(folder, cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE):
-        say(f"The run in {folder} is finished: there is nothing left to do.")
-        print_results(run_folder.read_json(folder / run_folder.RESULTS))
-        return
-    run_folder.choose_seed(cfg, seed, resume)
-    total = (started_outside() or processes).total
-    together = f", {total} processes" if total > 1 else ""
-    sentence = (
-        f"Training {Path(config).stem} with {cfg.MODEL.RANKING.LOSS} on {names[0]} "
-        f"({info.num_images} images, {info.num_annotations} boxes, {info.num_classes} classes), "
-        f"device {cfg.MODEL.DEVICE}{together}, seed {cfg.SEED}, into {folder}"
-    )
     try:
-        results = runs.train(
-            cfg,
-            resume=resume,
-            processes=processes,
-            profile=profile,
-            announce=lambda: say(sentence),
-        )
-    except runs.TrainingInterruptedError as stop:
-        say(
-            f"Stopped after iteration {stop.iteration}; the checkpoint is saved. The same command "
-            "with --resume goes on from there."
-        )
+        trained = bucketed_ranking.train(
+            config, dataset=dataset, train=train_split, val=val_split, loss=loss, output=output,
+            resume=resume, auto_resume=auto_resume, num_processes=num_processes,
+            num_gpus=num_gpus, num_machines=num_machines, machine_rank=machine_rank,
+            dist_url=dist_url, seed=seed, device=device, amp=amp, accumulate=accumulate,
+            on_nan=on_nan, weights=weights, epochs=epochs, batch_size=batch_size,
+            image_size=image_size, lr=lr, patience=patience, workers=workers, profile=profile,
+            options=options, say=say,
+        )  # fmt: skip
+    except bucketed_ranking.TrainingInterruptedError:
         raise typer.Exit(_STOPPED) from None
-    print_results(results)
-    if best := results["best"]:
-        (value,) = [value for key, value in best.items() if key.endswith("/AP")]
+    if trained is None:  # another process or machine is the first one
+        return
+    print_results(trained)
+    if trained.best:
         say(
-            f"Best AP: {value:.1f} after {best['iterations']} iterations (model_best.pth), which "
-            "eval and predict take unless told otherwise (--weights last)."
+            f"Best AP: {trained.best_ap:.1f} after {trained.best['iterations']} iterations "
+            "(model_best.pth), which eval and predict take unless told otherwise (--weights last)."
         )
-    if results["unreadable_images"]:
+    if trained.unreadable_images:
         say(
-            f"{results['unreadable_images']} training images could not be read and were replaced "
-            f"by others; {folder}/{run_folder.RECORD} names them."
+            f"{trained.unreadable_images} training images could not be read and were replaced by "
+            f"others; {trained.folder}/run.json names them."
         )
-    say(f"Everything is in {folder}: results.json, log.txt, metrics.json, ...")
-
-
-def _choose_config(
-    dataset: str | None, train_split: str | None, val_split: str | None, device: str | None
-) -> "Choice":
-    from bucketed_ranking.engine import setup
-    from bucketed_ranking.engine.choice import choose_config
-    from bucketed_ranking.environment import choose_device
-    from bucketed_ranking.errors import BucketRankError
-
-    if dataset is None and train_split is None:
-        raise BucketRankError(
-            "Name a config (`bucketrank configs` lists them), or a data set that one is to be "
-            "chosen for (--dataset NAME)."
-        )
-    train, _ = setup.choose_datasets(setup.default_config(), dataset, train_split, val_split)
-    return choose_config(train, choose_device(device))
-
-
-def _options(given: dict[str, object]) -> list[str]:
-    """KEY VALUE pairs for the keys that are given, not None."""
-    pairs = [(key, str(value)) for key, value in given.items() if value is not None]
-    return [word for pair in pairs for word in pair]
+    page = f"{trained.report.name}, " if trained.report else ""
+    say(f"Everything is in {trained.folder}: {page}results.json, log.txt, metrics.json, ...")

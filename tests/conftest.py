@@ -3,9 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from bucketed_ranking import Training
 
 # Before torch is imported: a worker of pytest-xdist has one core, and so have the processes that
 # the tests start.
@@ -99,3 +103,20 @@ def blobs(bucketrank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> st
         path = write_blobs(root / split, count, seed=count)
         add_dataset(f"blobs_{split}", path, path.parent / "images")
     return "blobs"
+
+
+@pytest.fixture(scope="session")
+def mask_run(blobs: str, tmp_path_factory: pytest.TempPathFactory) -> "Training":
+    """What `train` returns of a small Mask R-CNN on `blobs`, trained for four iterations."""
+    from bucketed_ranking import train
+    from tests.small_detectors import NARROW
+
+    return train(
+        "mask_rcnn_tiny",
+        dataset=blobs,
+        loss="brs",
+        seed=3,
+        device="cpu",
+        output=tmp_path_factory.mktemp("runs") / "masks",
+        options=[*NARROW, "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"],
+    )

@@ -183,10 +183,10 @@ class SetUp:
         self.script(".venv/lib/python3/site-packages/pip/__init__.py", "")
         (self.root / ".venv" / "pyvenv.cfg").write_text("")
 
-    def run(self, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "DETECTRON2", "CXX")}
         return subprocess.run(
-            [shutil.which("bash"), self.root / "tools" / "setup.sh"],
+            [shutil.which("bash"), self.root / "tools" / "setup.sh", *arguments],
             env=kept | variables,
             capture_output=True,
             text=True,
@@ -234,6 +234,15 @@ def test_set_up_installs_detectron2_last_and_does_nothing_the_second_time(set_up
     assert "pip" not in set_up.calls.read_text()
     # What is kept may be anyone's; a source that is asked for is installed.
     assert "detectron2 (registry)" in set_up.run(DETECTRON2="registry").stdout
+
+
+def test_what_builds_the_documentation_is_installed_where_it_is_asked_for(set_up):
+    set_up.make_venv()
+    assert set_up.run().returncode == 0
+    assert "[docs]" not in set_up.calls.read_text()
+    assert set_up.run("docs").returncode == 0
+    assert "--editable .[docs]" in set_up.calls.read_text()
+    assert set_up.run("docs").stdout == ""
 
 
 def test_an_unreachable_detectron2_comes_after_everything_else_and_names_the_ways_out(set_up):

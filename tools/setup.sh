@@ -2,6 +2,8 @@
 # Sets up .venv: the pinned packages, bucketrank itself (editable), then detectron2.
 # What is already there is left alone, so a second run takes no time. Called by the Makefile.
 #
+# `tools/setup.sh docs` adds what builds the documentation.
+#
 #   PYTHON=python3.12    the interpreter of a new .venv (default: python3.11 to python3.13, python3)
 #   DETECTRON2=SOURCE    "official" (its repository, compiled), a folder, a wheel or a pip url;
 #                        left out, its Python files from the package registry
@@ -118,6 +120,13 @@ packages_failed() {
         "same command goes on from here."
 }
 
+install_docs() {
+    local stamp=$venv/.docs
+    [[ -f $stamp && $(<"$stamp") == "$(packages_key)" ]] && return
+    step "what builds the documentation" install --editable '.[docs]' || packages_failed
+    packages_key >"$stamp"
+}
+
 # A detectron2 that is there stays until another is asked for by DETECTRON2=.
 detectron2_is_there() {
     local stamp=$venv/.detectron2
@@ -147,3 +156,4 @@ detectron2_failed() {
 make_venv
 install_packages
 install_detectron2
+if [[ ${1:-} == docs ]]; then install_docs; fi

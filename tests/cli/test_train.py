@@ -1,10 +1,11 @@
-"""`bucketrank train`, `eval`, `predict` and `demo`, as a user types them."""
+"""`bucketrank train`, `eval`, `report`, `predict` and `demo`, as a user types them."""
 
 import contextlib
 import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,8 +186,10 @@ def test_the_default_folder_names_config_loss_and_data_set(cells, tmp_path, monk
         (["train", "retinanet_tiny", "--dataset", "no_such_data"], "no_such_data"),
         (["train", "retinanet_tiny", "--num-gpus", "64"], "this machine has"),
         (["eval", "no_such_run"], "no_such_run"),
+        (["report", "no_such_run"], "There is no run in no_such_run"),
+        (["report", "retinanet_tiny"], "There is no run in retinanet_tiny"),
         (["eval", "retinanet_tiny"], "name a data set"),
-        (["predict", "no_such_run", "x.jpg", "--out", "out"], "x.jpg"),
+        (["predict", "no_such_run", "x.jpg", "--out", "out"], "no_such_run"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
@@ -212,6 +215,57 @@ def test_eval_of_a_run_alone(run_dir):
     assert "model_final.pth (after 4 iterations)" in result.output
     last = json.loads((run_dir / "eval-cells_val-model_final" / "results.json").read_text())
     assert last["bbox"] == trained["bbox"]
+
+
+def test_a_training_leaves_a_report_and_another_data_set_has_its_own(run_dir):
+    before = (run_dir / "report.html").read_text()
+    assert "model_final.pth (after 4 iterations)" in before
+    result = invoke("report", run_dir, "--dataset", "cells_test")
+    assert result.exit_code == 0, result.output
+    path = run_dir / "eval-cells_test-model_best" / "report.html"
+    assert f"Written to {path}" in result.output
+    assert "the 4 pictures have 12 objects" in " ".join(path.read_text().split())
+    assert (run_dir / "report.html").read_text() == before
+
+
+def test_a_finished_training_is_not_evaluated_again_for_its_report(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("bucketed_ranking.engine.inference.evaluate", None)
+    path = tmp_path / "new" / "page.html"
+    result = invoke("report", run_dir, "--weights", "last", "--output", path)
+    assert result.exit_code == 0, result.output
+    assert "model_final.pth" in path.read_text()
+    before = path.read_bytes()
+    result = invoke("report", run_dir, "--weights", "last", "--output", path)
+    assert result.exit_code == 2
+    assert f"There is {path} already" in result.output
+    assert path.read_bytes() == before
+
+
+def test_a_training_that_was_stopped_is_evaluated_for_its_report(run_dir, tmp_path):
+    stopped = tmp_path / "run"
+    kept = ("config.yaml", "run.json", "model_0000001.pth")
+    shutil.copytree(run_dir, stopped, ignore=lambda _, names: set(names) - set(kept))
+    record = json.loads((stopped / "run.json").read_text()) | {"state": "interrupted"}
+    (stopped / "run.json").write_text(json.dumps(record | {"iterations": 2}))
+    result = invoke("report", stopped)
+    assert result.exit_code == 0, result.output
+    page = (stopped / "report.html").read_text()
+    assert "2 of 4 iterations, was stopped" in page
+    assert "model_0000001.pth (after 2 iterations)" in page
+    assert "Nothing was logged" in page
+
+
+def test_a_report_that_cannot_be_written_is_no_failed_training(cells, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("bucketed_ranking.engine.report.render", fail)
+    arguments = ["--dataset", "cells", "--output", tmp_path / "run", *SHORT, "SOLVER.MAX_ITER", "1"]
+    result = invoke("train", "retinanet_tiny", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "The report could not be written (OSError: No space left on device)" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_eval_of_a_run_whose_data_set_is_registered_no_more(run_dir, tmp_path, monkeypatch):

@@ -46,7 +46,9 @@ def test_pictures_are_drawn_above_the_best_threshold_of_their_own_weights(evalua
     cfg = load_config("retinanet_tiny", options=["SOLVER.MAX_ITER", "8"], device="cpu")
 
     def threshold(run_dir, iterations):
-        return inference.best_threshold(inference.Detector(cfg, None, "", run_dir, iterations))
+        return inference.best_threshold(
+            inference.TrainedDetector(cfg, None, "", run_dir, iterations)
+        )
 
     assert threshold(None, None) == inference.DEFAULT_SCORE_THRESHOLD
     assert threshold(evaluated_run, 2) == 0.3

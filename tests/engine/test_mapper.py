@@ -11,9 +11,9 @@ from typer.testing import CliRunner, Result
 
 from bucketed_ranking.data.catalog import register
 from bucketed_ranking.data.registry import add_dataset
-from bucketed_ranking.engine import inference
+from bucketed_ranking.engine import evaluation, prediction
 from bucketed_ranking.engine.data_loader import build_train_loader
-from bucketed_ranking.engine.mapper import EvaluationMapper
+from bucketed_ranking.engine.mapper import EvaluationMapper, read_image
 from bucketrank_cli.main import app
 from tests.coco_blobs import write_blobs
 from tests.small_detectors import NARROW, narrow_config
@@ -55,7 +55,7 @@ def test_16_bits_are_the_same_8_everywhere(grey):
     for name, image in trained.items():
         expected = np.asarray(Image.open(grey / name)) // 257
         assert 0 < expected.mean() < 255
-        predicted = inference.read_image(grey / name, format=cfg.INPUT.FORMAT)
+        predicted = read_image(grey / name, format=cfg.INPUT.FORMAT)
         for pixels in (image.numpy(), evaluated[name].numpy(), predicted.transpose(2, 0, 1)):
             assert (pixels == expected).all()
 
@@ -74,15 +74,13 @@ def test_a_validation_picture_that_is_deleted_during_training_is_left_out_and_co
 ):
     victim = pictures / "val" / "images" / "002.jpg"
     whole = victim.read_bytes()
-    build = inference.evaluate_model.__globals__["build_detection_test_loader"]
+    build = evaluation.build_detection_test_loader
 
     def delete_first(*arguments, **how):
         victim.unlink(missing_ok=True)
         return build(*arguments, **how)
 
-    monkeypatch.setitem(
-        inference.evaluate_model.__globals__, "build_detection_test_loader", delete_first
-    )
+    monkeypatch.setattr(evaluation, "build_detection_test_loader", delete_first)
     try:
         result = invoke("train", "retinanet_tiny", "--dataset", "vanishing", "--output",
                         tmp_path / "run", *SHORT)  # fmt: skip
@@ -123,15 +121,15 @@ def test_predictions_are_kept_whatever_happens_then(pictures, tmp_path, monkeypa
     run = tmp_path / "run"
     trained = invoke("train", "retinanet_tiny", "--dataset", "vanishing", "--output", run, *SHORT)
     assert trained.exit_code == 0, trained.output
-    detect, seen = inference.detect, []
+    detect, seen = prediction.detect_batch, []
 
-    def interrupted(detector, image, **how):
-        seen.append(image)
+    def interrupted(detector, images, **how):
+        seen.extend(images)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return detect(detector, image, **how)
+        return detect(detector, images, **how)
 
-    monkeypatch.setattr(inference, "detect", interrupted)
+    monkeypatch.setattr(prediction, "detect_batch", interrupted)
     folder = pictures / "val" / "images"
     result = invoke("predict", run, folder, "--out", tmp_path / "out", "--score-threshold", "0")
     assert result.exit_code == 130

@@ -18,6 +18,7 @@ from bucketed_ranking.engine import run_folder, runs, setup
 from bucketed_ranking.engine.cityscapes import class_curve
 from bucketed_ranking.engine.data_loader import build_train_loader
 from bucketed_ranking.engine.evaluation import evaluate_model
+from bucketed_ranking.engine.report import report_training
 from bucketed_ranking.errors import BucketRankError
 from tests.public_datasets import (
     COMMON,
@@ -86,6 +87,9 @@ def test_training_ends_with_the_data_sets_own_measure(root, names, tmp_path, mon
     num_classes = 1203 if names is LVIS else 8
     assert len(record["category_ids"]) == len(record["class_names"]) == num_classes
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing else is written"
+    page = report_training(tmp_path / "run").read_text()
+    assert "mask AP50" in page
+    assert ("Confusion matrix" in page) == ("The worst pictures" in page) == (names is LVIS)
 
 
 class Oracle(nn.Module):
@@ -136,7 +140,11 @@ class CityscapesOracle(Oracle):
 
 def test_perfect_detections_score_100_on_lvis(root, tmp_path):
     cfg = config(LVIS)
-    results = evaluate_model(cfg, Oracle("lvis_v1_val"), "lvis_v1_val", tmp_path)
+    matched = []
+    how = {"on_matched": matched.append}
+    results = evaluate_model(cfg, Oracle("lvis_v1_val"), "lvis_v1_val", tmp_path, **how)
+    assert len(matched[0].right) > 0
+    assert matched[0].right.all()
     for task in ("bbox", "segm"):
         assert results[task]["AP"] == pytest.approx(100, abs=0.1)
         assert np.isnan(results[task]["APl"]), "there is no large object"

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from bucketed_ranking.data.catalog import register
@@ -23,6 +22,7 @@ from bucketed_ranking.engine.run_calibration import (
 )
 from bucketed_ranking.errors import BucketRankError
 from tests.small_detectors import narrow_config
+from tests.stored_run import Listed
 
 HALF = ScoreMap("logistic", (0.0, 0.1), (0.0, 1.0))
 
@@ -31,29 +31,6 @@ def noisy(count=400, seed=0):
     rng = np.random.default_rng(seed)
     scores = (0.1 * rng.random(count)).astype(np.float32).astype(float)
     return MatchedDetections(np.arange(count) // 4, scores, rng.random(count) < 10 * scores)
-
-
-class Listed(nn.Module):
-    """Gives the detections of a list: x, y, width, height, score, class by picture."""
-
-    def __init__(self, detections, score_map=None):
-        super().__init__()
-        self.detections, self.score_map = detections, score_map
-
-    def forward(self, batch):
-        outputs = []
-        for inputs in batch:
-            rows = torch.tensor(self.detections.get(inputs["image_id"], []), dtype=torch.float32)
-            rows = rows.reshape(-1, 6)
-            boxes = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], dim=1)
-            scores = rows[:, 4]
-            if self.score_map is not None:
-                scores = torch.from_numpy(self.score_map(scores.numpy()))
-            found = Instances((inputs["height"], inputs["width"]))
-            found.pred_boxes, found.scores = Boxes(boxes), scores
-            found.pred_classes = rows[:, 5].long()
-            outputs.append({"instances": found})
-        return outputs
 
 
 @pytest.fixture
@@ -181,11 +158,11 @@ def test_calibration_lowers_the_error_of_the_kept_ones_too():
 
 def test_thresholds_of_a_detector_are_in_the_units_of_its_scores():
     given = Calibration("val", HALF, 0.05, {95: 0.08})
-    detector = inference.Detector(None, None, "w.pth", None, None, given)
+    detector = inference.TrainedDetector(None, None, "w.pth", None, None, given)
     assert inference.best_threshold(detector) == pytest.approx(0.5, abs=1e-4)
     assert inference.best_threshold(detector, raw_scores=True) == 0.05
     assert inference.best_threshold(detector, precision=0.95) == pytest.approx(0.8, abs=1e-4)
-    uncalibrated = inference.Detector(None, None, "w.pth", None)
+    uncalibrated = inference.TrainedDetector(None, None, "w.pth", None)
     with pytest.raises(BucketRankError, match=r"not known of w\.pth"):
         inference.best_threshold(uncalibrated, precision=0.95)
 
@@ -207,7 +184,9 @@ def test_only_the_validation_data_of_its_run_calibrate_a_detector(
     record = {"class_names": list(info.class_names), "entries": {}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     known = Calibration("val", HALF, 0.05, {})
-    detector = inference.Detector(cfg, model, "w.pth", tmp_path, None, None if own else known)
+    detector = inference.TrainedDetector(
+        cfg, model, "w.pth", tmp_path, None, None if own else known
+    )
     measured = inference.evaluate(detector, info.name, tmp_path / "out")["calibration"]
     assert (tmp_path / "calibration").exists() == own
     assert set(measured) == {

@@ -50,6 +50,14 @@ def test_recipes_of_the_papers_apply_to_ranking_losses_only(name):
     assert score.MODEL.PROPOSAL_GENERATOR.NAME == "RPN"
 
 
+def test_the_weight_of_a_ranking_rpn_is_the_papers_on_coco_and_1_in_short_schedules():
+    for name, path in available_configs().items():
+        cfg = setup.load_config(name, loss="brs", device="cpu")
+        if "rcnn" in name:
+            small = path.parent.name in ("Tiny", "Light")
+            assert (1.0 if small else 0.2) == cfg.MODEL.RANKING.RPN_LOSS_WEIGHT, name
+
+
 @pytest.mark.parametrize(
     "name", sorted(RANKING_KEYS.keys() - {"atss_R_50_FPN_1x", "paa_R_50_FPN_1x"})
 )

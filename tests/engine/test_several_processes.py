@@ -109,6 +109,7 @@ def test_two_processes_train_and_evaluate(whole):
     record = json.loads((whole / "run.json").read_text())
     assert (record["state"], record["iterations"]) == ("finished", ITERATIONS)
     assert record["processes"] == 2
+    assert (whole / "report.html").is_file()
     assert "after 20 iterations: AP" in printed(whole)
     assert "2 processes" in printed(whole)
     left = {path.name for path in whole.glob("*.pth")}

@@ -32,7 +32,7 @@ def test_no_anchor_is_left_out_by_sampling():
 
 def test_losses_have_the_rpns_names_and_weight():
     *_, losses = rpn_call()
-    *_, heavier = rpn_call("MODEL.RANKING.RPN_LOSS_WEIGHT", "0.4")
+    *_, heavier = rpn_call("MODEL.RANKING.RPN_LOSS_WEIGHT", "2.0")
     names = ("loss_rpn_rank", "loss_rpn_sort", "loss_rpn_box_reg")
     for name in names:
         torch.testing.assert_close(heavier[name], 2 * losses[name])

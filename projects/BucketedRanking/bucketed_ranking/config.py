@@ -28,7 +28,7 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # their own, or "global", those of all, so that losses and gradients are those of one process
     # with the whole batch (but for what a process does to its own images: padding them to the
     # largest, batch normalisation, drawing MAX_MASKS). Exact losses alone have the choice. None:
-    # EXACT_SCOPE for them.
+    # "global" for them, "process" for all others.
     cfg.MODEL.RANKING.SCOPE = None
     # Scale the box loss to the value of the classification loss: RS in every step, aLRP by averages
     # over an epoch of training, from 50 in the first (the public aLRP code).
@@ -66,10 +66,12 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # Co-Deformable-DETR (ICCV 2023). Its heads' own settings stand in MODEL.RPN, ROI_HEADS,
     # ROI_BOX_HEAD, RETINANET and ATSS.
     cfg.MODEL.CODETR = CfgNode()
+    # Those of the data set, in a training by `bucketrank train`.
     cfg.MODEL.CODETR.NUM_CLASSES = 80
     # Channels of tokens and queries, a multiple of 32, and of the layers' feed-forward parts.
     cfg.MODEL.CODETR.HIDDEN_DIM = 256
     cfg.MODEL.CODETR.FEEDFORWARD_DIM = 2048
+    # Layers of either, and heads of their attention.
     cfg.MODEL.CODETR.ENCODER_LAYERS = 6
     cfg.MODEL.CODETR.DECODER_LAYERS = 6
     cfg.MODEL.CODETR.NUM_HEADS = 8
@@ -77,6 +79,7 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.CODETR.NUM_POINTS = 4
     # Feature maps of the encoder: those of the backbone, and more by halving its last.
     cfg.MODEL.CODETR.NUM_LEVELS = 4
+    # Queries of the decoder, each of which finds one object at most.
     cfg.MODEL.CODETR.NUM_QUERIES = 300
     # Costs of giving an object to a query: focal loss, L1 and GIoU of the boxes.
     cfg.MODEL.CODETR.CLASS_COST = 2.0

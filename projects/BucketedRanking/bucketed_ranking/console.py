@@ -15,7 +15,7 @@ class ProgressDisplay:
     """Which of `total` steps is under way, in a `with` statement: a live bar on a terminal;
     elsewhere plain lines, `interval_s` apart at least, and one at the end."""
 
-    def __init__(self, total: int, console: Console, interval_s: float = 5.0) -> None:
+    def __init__(self, total: int | None, console: Console, interval_s: float = 5.0) -> None:
         self._console, self._total, self._begun, self._interval = console, total, 0, interval_s
         self._printed = float("-inf")
         text = TextColumn("{task.description}", markup=False)
@@ -36,8 +36,15 @@ class ProgressDisplay:
         self._begun += 1
         self.show(self._begun - 1, f"{self._begun}/{self._total} {text}", text)
 
-    def show(self, done: int, line: str, text: str) -> None:
-        """So many steps are done; `text` stands beside the bar, `line` where there is none."""
+    def show(self, done: int, line: str, text: str, total: int | None = None) -> None:
+        """So many steps are done; `text` stands beside the bar, `line` where there is none.
+
+        Args:
+            total: another one than before.
+        """
+        if total is not None:
+            self._total = total
+            self.bar.update(self._task, total=total)
         ends = self.bar.tasks[0].completed < done == self._total
         self.bar.update(self._task, completed=done, description=text)
         now = time.monotonic()

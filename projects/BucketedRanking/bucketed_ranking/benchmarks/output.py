@@ -1,6 +1,5 @@
 """How measurements are shown: tables of strings, a page of HTML, rows as CSV."""
 
-import base64
 import csv
 import html
 import io
@@ -15,18 +14,14 @@ from rich.console import Console
 from tabulate import tabulate
 
 from ..console import say
+from ..html_page import data_uri, html_page
 
 Columns = Mapping[str, Callable[[Any], str]]
 """What a table says of each of its rows, by title."""
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; }
 td:not(:nth-child(10)) { white-space: nowrap; }  /* the tenth of a run is its error */
-th { border-bottom: 2px solid #444; vertical-align: bottom; }
 tr:has(td:first-child:not(:empty)) td { border-top: 1px solid #888; }
-img { max-width: 100%; }
 """
 
 
@@ -76,14 +71,10 @@ def page(text: str, folder: Path) -> str:
     """Markdown as one HTML file, with the pictures of a folder inside."""
 
     def embed(match: re.Match) -> str:
-        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
+        return f'src="{data_uri((folder / match[1]).read_bytes())}"'
 
-    title = html.escape(text.splitlines()[0].lstrip("# "))
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
-    head += f"<style>{_STYLE}</style>"
     body = re.sub('src="([^"]+)"', embed, markdown(text, extensions=["tables"]))
-    return f"{head}\n{body}\n</html>\n"
+    return html_page(text.splitlines()[0].lstrip("# "), body, _STYLE)
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:

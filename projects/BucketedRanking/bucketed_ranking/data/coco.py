@@ -182,7 +182,7 @@ def _describe(content: dict[str, Any], skipped: dict[str, int]) -> dict[str, Any
         "num_images": len(content["images"]),
         "num_annotations": len(content["annotations"]),
         "has_masks": bool(own) and all(a.get("segmentation") for a in own),
-        "skipped": skipped,
+        "skipped": dict(skipped),  # of a Counter, Python 3.11's asdict makes another
     }
 
 

@@ -14,6 +14,9 @@ from PIL.Image import Transpose
 
 logger = logging.getLogger("bucketed_ranking.data")
 
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+"""Endings of the files that are taken for pictures."""
+
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -65,7 +68,7 @@ def read_picture(path: Path | str) -> Image.Image:
             _require_known_range(image)
             image.load()
             turn = _TURNS.get(_orientation(image))
-            picture = _eight_bits(image) if _is_deep(image) else image
+            picture = eight_bits(image)
             return picture.copy() if turn is None else picture.transpose(turn)
     except Exception as error:  # Pillow raises nearly anything on a broken file
         raise UnreadableImageError(_reason(error, path)) from error
@@ -123,7 +126,15 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The picture in 8 bits, as :func:`read_picture` has it, but not turned.
+
+    Raises:
+        UnreadableImageError: its pixels are of a kind whose black and white are unknown.
+    """
+    _require_known_range(image)
+    if not _is_deep(image):
+        return image
     values = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BucketRankError
-from .images import examine_images
+from .images import PICTURES, examine_images
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 LABEL_FILES = {".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".names"}
 
 

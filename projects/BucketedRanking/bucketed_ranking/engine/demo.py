@@ -4,19 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data.draw import LabelledBox, draw_boxes
 from . import run_folder, runs, setup
-from .inference import best_threshold, detect, labelled_boxes, load_detector
+from .detections import as_detections
+from .inference import best_threshold, detect, load_detector
 from .mapper import read_image
+from .report import report_training
 
 CONFIG = "retinanet_tiny"
 DATASET = "shapes"
 _PICTURES = 4
+_SHORT_SIDE = 400
 
 
 def train_losses(
@@ -37,6 +39,7 @@ def train_losses(
         cfg.OUTPUT_DIR, cfg.SEED = str(run_dir), seed
         if not run_folder.is_finished(run_dir, cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE):
             runs.train(cfg, resume=run_folder.is_run(run_dir), profile=True)
+            report_training(run_dir)
         results[loss] = run_folder.read_json(run_dir / run_folder.RESULTS)
     return results
 
@@ -58,24 +61,21 @@ def draw_comparison(losses: Sequence[str], output: Path) -> Path:
     dicts = sorted(DatasetCatalog.get(name), key=lambda d: -len(d["annotations"]))[:_PICTURES]
     for dataset_dict in dicts:
         image = read_image(dataset_dict["file_name"], format="RGB")
+        picture = Image.fromarray(image)
         truth = [
             LabelledBox(*a["bbox"], a["category_id"], class_names[a["category_id"]])
             for a in dataset_dict["annotations"]  # x, y, width, height, as in COCO's JSON
         ]
-        row = {"ground truth": _draw(image, truth, len(class_names))}
+        row = {"ground truth": draw_boxes(picture, truth, len(class_names), _SHORT_SIDE)}
         for loss, detector in detectors.items():
             bgr = detector.cfg.INPUT.FORMAT == "BGR"
             instances = detect(detector, image[:, :, ::-1] if bgr else image)
             kept = instances[instances.scores >= thresholds[loss]]
-            row[loss] = _draw(image, labelled_boxes(kept, class_names), len(class_names))
+            row[loss] = as_detections(kept, class_names, picture).draw(_SHORT_SIDE)
         rows.append(row)
     path = output / "detections.png"
     _draw_rows(rows).savefig(path)
     return path
-
-
-def _draw(image: np.ndarray, boxes: Sequence[LabelledBox], num_classes: int) -> Image.Image:
-    return draw_boxes(Image.fromarray(image), boxes, num_classes, short_side=400)
 
 
 def _draw_rows(rows: Sequence[dict[str, Image.Image]]) -> Figure:

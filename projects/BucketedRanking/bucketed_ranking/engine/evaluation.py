@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 # LVIS: AP of the rare, common and frequent classes.
 _FREQUENCIES = ("APr", "APc", "APf")
-# Detections that LVIS counts in an image, of all classes together; COCO counts 100 of each.
-_LVIS_LIMIT = 300
+# Detections that LVIS counts in an image, of all classes together, and COCO of each class.
+_LVIS_LIMIT, _COCO_LIMIT = 300, 100
 
 
 class DetectionEvaluator(COCOEvaluator):
@@ -60,15 +60,8 @@ class DetectionEvaluator(COCOEvaluator):
             use_fast_impl=False,  # Detectron2's own, which would have to be compiled
         )
         self._evaluations: dict[str, COCOeval_faster] = {}
-        self._coco_api = COCO(self._coco_api.dataset)
+        self._coco_api = ground_truth(self._coco_api.dataset, tasks)
         self._category_ids = category_ids(dataset_name)
-        if "segm" in tasks:
-            for annotation in self._coco_api.anns.values():
-                if annotation.get("segmentation"):
-                    continue
-                x, y, width, height = annotation["bbox"]
-                corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-                annotation |= {"iscrowd": 1, "segmentation": [corners]}
 
     def process(self, inputs, outputs):
         for image, output in zip(inputs, outputs, strict=True):
@@ -88,7 +81,7 @@ class DetectionEvaluator(COCOEvaluator):
             for result in found:
                 category = self._category_ids[result["category_id"]]
                 results.append({**result, "category_id": category})
-        path = Path(self._output_dir) / f"{self._metadata.evaluator_type}_instances_results.json"
+        path = detections_file(Path(self._output_dir), self._metadata.evaluator_type)
         path.write_text(json.dumps(results))
         for task in self._tasks:
             evaluation = self._evaluations[task] = self._evaluate_task(results, task)
@@ -98,7 +91,7 @@ class DetectionEvaluator(COCOEvaluator):
 
     def matched(self) -> MatchedDetections | None:
         """The boxes that were counted; None on all but the main process."""
-        return _match(self._evaluations["bbox"]) if self._evaluations else None
+        return _matched(self._evaluations["bbox"]) if self._evaluations else None
 
     def _leave_out(self, unreadable: list[dict[str, Any]], total: int) -> None:
         if unreadable:
@@ -153,30 +146,62 @@ def _curves(evaluation: COCOeval_faster) -> Iterator[Curve]:
         yield Curve(score[reached], precision[reached], evaluation.params.recThrs[reached])
 
 
-def _match(evaluation: COCOeval_faster) -> MatchedDetections:
-    """Match the detections of an evaluation at IoU 0.5 alone; it pools its matches at all IoUs."""
-    objects, detections = evaluation.cocoGt, evaluation.cocoDt
-    at_half = COCOeval_faster(
-        objects,
-        detections,
-        evaluation.params.iouType,
-        print_function=lambda line: None,
-        lvis_style=evaluation.lvis_style,
+def detections_file(folder: Path, evaluator_type: str) -> Path:
+    """Where an evaluation leaves its detections, in COCO's results format."""
+    return folder / f"{evaluator_type}_instances_results.json"
+
+
+def ground_truth(content: dict[str, Any], tasks: Sequence[str]) -> COCO:
+    """The objects of a COCO JSON as they are counted; see :class:`DetectionEvaluator`."""
+    coco = COCO(content)
+    if "segm" in tasks:
+        for annotation in coco.anns.values():
+            if annotation.get("segmentation"):
+                continue
+            x, y, width, height = annotation["bbox"]
+            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            annotation |= {"iscrowd": 1, "segmentation": [corners]}
+    return coco
+
+
+def match_at_half(
+    objects: COCO,
+    detections: COCO,
+    image_ids: Sequence[int],
+    task: str = "bbox",
+    lvis_style: bool = False,
+) -> Iterator[tuple[dict[str, Any], int | None]]:
+    """The detections that count, each with the id of the object that it finds at IoU 0.5, if any.
+
+    An evaluation at several IoUs pools its matches, hence another one at that IoU alone.
+    """
+    evaluation = COCOeval_faster(
+        objects, detections, task, print_function=lambda line: None, lvis_style=lvis_style
     )
-    params = at_half.params
-    params.maxDets, params.imgIds = evaluation.params.maxDets, evaluation.params.imgIds
+    params = evaluation.params
+    params.maxDets, params.imgIds = [_LVIS_LIMIT if lvis_style else _COCO_LIMIT], image_ids
     params.iouThrs = np.array([0.5])
     params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
-    at_half.evaluate()
-    pairs = (map(int, pair.split("_")) for pair in at_half.eval["matched"])
-    object_of = dict(pairs)
-    rows = []
+    evaluation.evaluate()
+    object_of = dict(map(int, pair.split("_")) for pair in evaluation.eval["matched"])
     for each in detections.anns.values():
         found = object_of.get(each["id"])
         # LVIS: of classes that were not looked for in a picture, or not to the end, none is wrong.
         unknown = each.get("drop") or (found is None and each.get("lvis_mark"))
-        if not (unknown or (found is not None and objects.anns[found]["iscrowd"])):
-            rows.append((each["image_id"], each["score"], found is not None))
+        if not (unknown or (found is not None and objects.anns[found].get("iscrowd"))):
+            yield each, found
+
+
+def _matched(evaluation: COCOeval_faster) -> MatchedDetections:
+    params = evaluation.params
+    found = match_at_half(
+        evaluation.cocoGt,
+        evaluation.cocoDt,
+        params.imgIds,
+        params.iouType,
+        evaluation.lvis_style,
+    )
+    rows = [(each["image_id"], each["score"], match is not None) for each, match in found]
     pictures, scores, right = zip(*rows, strict=True) if rows else ((), (), ())
     return MatchedDetections(
         np.array(pictures, dtype=int), np.array(scores, dtype=float), np.array(right, dtype=bool)

@@ -8,11 +8,10 @@ from safetensors.torch import save
 from ..data.files import atomic_file
 from ..environment import installed_version
 from ..errors import BucketRankError
-from .inference import Detector
-from .run_folder import RECORD, read_json
+from .inference import TrainedDetector
 
 
-def export_safetensors(detector: Detector, path: Path) -> None:
+def export_safetensors(detector: TrainedDetector, path: Path) -> None:
     """Write the weights as a safetensors file, which other programs read without running code.
 
     Tensors have the names of Detectron2's checkpoints. The file's metadata has, as text, "config"
@@ -28,12 +27,11 @@ def export_safetensors(detector: Detector, path: Path) -> None:
         raise BucketRankError(f"There is a file {path} already; choose another with --out.")
     # Copies: the format refuses tensors that share memory or are views.
     weights = {k: v.cpu().contiguous().clone() for k, v in detector.model.state_dict().items()}
-    record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
     score_map = detector.calibration.score_map if detector.calibration else None
     metadata = {
         "format": "pt",
         "config": detector.cfg.dump(),
-        "class_names": json.dumps(record.get("class_names")),
+        "class_names": json.dumps(detector.record.get("class_names")),
         "iterations": json.dumps(detector.iterations),
         "calibration": json.dumps(score_map and vars(score_map)),
         "bucketrank": str(installed_version("bucketrank")),

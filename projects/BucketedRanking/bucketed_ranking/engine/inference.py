@@ -1,8 +1,9 @@
-"""Load a trained detector, evaluate it on data sets, detect objects in pictures."""
+"""Load a trained detector, evaluate it on data sets, detect objects in images."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
-from detectron2.structures import BoxMode, Instances
-from PIL import Image
+from detectron2.structures import Instances
 from torch import nn
 
 from ..data.catalog import register, require_masks
-from ..data.draw import LabelledBox, draw_boxes, draw_masks
+from ..data.coco import DatasetInfo
 from ..data.registry import DatasetEntry, members
 from ..environment import choose_device
 from ..errors import BucketRankError
@@ -26,8 +24,6 @@ from ..zoo import find_config
 from .calibration import MatchedDetections
 from .checkpoint import BEST, SafeCheckpointer, chosen_checkpoint
 from .evaluation import evaluate_model, score_threshold, write_results
-from .mapper import UNREADABLE, read_image
-from .picture_files import free_name
 from .run_calibration import Calibration, calibrate_run, find_calibration, measure
 from .run_folder import RECORD, RESULTS, has_ap, is_run, read_config, read_json, read_metrics
 from .run_logging import run_logging
@@ -35,11 +31,10 @@ from .setup import check_values, load_config, merge_options, set_num_classes
 
 # Pictures are drawn at this score where no evaluation has found a better one.
 DEFAULT_SCORE_THRESHOLD = 0.3
-PREDICTIONS = "predictions.json"
 
 
 @dataclass(frozen=True)
-class Detector:
+class TrainedDetector:
     """A model in evaluation mode, its config, its weights and its run folder, if it has one."""
 
     cfg: CfgNode
@@ -50,6 +45,11 @@ class Detector:
     """After how many of its run the weights were saved; None: not known."""
     calibration: Calibration | None = None
     """Of its weights' scores; None: they were not evaluated on the validation data of a run."""
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The content of run.json; empty without a run folder."""
+        return read_json(self.run_dir / RECORD) if self.run_dir else {}
 
     def describe_weights(self) -> str:
         """The path or URL of the weights, and which of the run's they are."""
@@ -65,7 +65,7 @@ def load_detector(
     weights: str | None = None,
     device: str | None = None,
     options: Sequence[str] = (),
-) -> Detector:
+) -> TrainedDetector:
     """Load the detector of a run.
 
     Args:
@@ -101,17 +101,17 @@ def load_detector(
 
 def build_detector(
     cfg: CfgNode, weights: str, run_dir: Path | None = None, iterations: int | None = None
-) -> Detector:
+) -> TrainedDetector:
     """Build the model of a full config and load all of its weights."""
     model = build_model(cfg)
     SafeCheckpointer(model).load_all(weights)
     calibration = find_calibration(run_dir, model) if run_dir else None
-    return Detector(cfg, model.eval(), weights, run_dir, iterations, calibration)
+    return TrainedDetector(cfg, model.eval(), weights, run_dir, iterations, calibration)
 
 
 def load_for_evaluation(
     source: str, dataset: str | None, *, weights: str | None, **how: Any
-) -> tuple[Detector, str]:
+) -> tuple[TrainedDetector, str]:
     """Load a detector and choose the data set to evaluate it on.
 
     Args:
@@ -145,14 +145,20 @@ def load_for_evaluation(
     return build_detector(cfg, weights), split
 
 
-def default_output(detector: Detector, dataset: str) -> Path:
+def default_output(detector: TrainedDetector, dataset: str) -> Path:
     """Default output folder of an evaluation."""
     parent = detector.run_dir or Path("runs")
     return parent / f"eval-{dataset}-{Path(detector.weights).stem}"
 
 
+def register_of_run(record: dict[str, Any], dataset: str) -> DatasetInfo:
+    """See :func:`register`; where its files are is known of the data sets of a run's run.json."""
+    remembered = record.get("entries", {}).get(dataset)
+    return register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
+
+
 def evaluate(
-    detector: Detector,
+    detector: TrainedDetector,
     dataset: str,
     output_dir: Path,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
@@ -170,9 +176,8 @@ def evaluate(
         BucketRankError: the data set is unknown or invalid, has other classes than the detector,
             or has no masks for a detector of masks.
     """
-    record = read_json(detector.run_dir / RECORD) if detector.run_dir else {}
-    remembered = record.get("entries", {}).get(dataset)
-    info = register(dataset, DatasetEntry.from_dict(remembered) if remembered else None)
+    record = detector.record
+    info = register_of_run(record, dataset)
     if record and list(info.class_names) != record["class_names"]:
         raise BucketRankError(
             f"The data set {dataset} has the classes {', '.join(info.class_names)}, but the "
@@ -200,7 +205,7 @@ def evaluate(
 
 
 def _calibrate(
-    detector: Detector, dataset: str, tasks: dict[str, Any], matched: MatchedDetections
+    detector: TrainedDetector, dataset: str, tasks: dict[str, Any], matched: MatchedDetections
 ) -> dict[str, float]:
     best_f1 = score_threshold(tasks)
     if detector.run_dir is not None and dataset in detector.cfg.DATASETS.TEST:
@@ -210,7 +215,7 @@ def _calibrate(
 
 
 def best_threshold(
-    detector: Detector, *, precision: float | None = None, raw_scores: bool = False
+    detector: TrainedDetector, *, precision: float | None = None, raw_scores: bool = False
 ) -> float:
     """The score from which on detections are worth showing, in the units of :func:`detect`.
 
@@ -243,91 +248,33 @@ def best_threshold(
     return DEFAULT_SCORE_THRESHOLD
 
 
-def predict(
-    detector: Detector,
-    images: Sequence[Path],
-    output_dir: Path,
-    *,
-    score_threshold: float,
-    raw_scores: bool = False,
-    on_image: Callable[[Path, int], None] = lambda path, count: None,
-) -> dict[str, Any]:
-    """Detect objects in picture files, draw them, and write them in COCO's results format.
-
-    Args:
-        detector: loaded from a run folder, which has the names of its classes.
-        output_dir: for a PNG of each picture and predictions.json, a list of image_id (from 1, in
-            the order of `images`), file_name, category_id, category, bbox (x, y, w, h in pixels),
-            score.
-        raw_scores: see :func:`detect`; `score_threshold` is in the same units.
-        on_image: called with each file and the number of objects found in it.
-
-    Returns:
-        "predictions": the list; "unreadable": the files that could not be read, and why.
-
-    Raises:
-        BucketRankError: `output_dir` has predictions already.
-    """
-    if (output_dir / PREDICTIONS).exists():
-        raise BucketRankError(
-            f"There are predictions in {output_dir} already; choose another folder with --out."
-        )
-    assert detector.run_dir is not None
-    record = read_json(detector.run_dir / RECORD)
-    class_names, category_ids = record["class_names"], record["category_ids"]
-    output_dir.mkdir(parents=True, exist_ok=True)
-    predictions: list[dict[str, Any]] = []
-    unreadable: dict[str, str] = {}
-    try:
-        for image_id, path in enumerate(images, start=1):
-            try:
-                image = read_image(str(path), format=detector.cfg.INPUT.FORMAT)
-            except UNREADABLE as error:
-                unreadable[str(path)] = str(error)
-                continue
-            instances = detect(detector, image, raw_scores=raw_scores)
-            instances = instances[instances.scores >= score_threshold]
-            boxes = labelled_boxes(instances, class_names)
-            picture = Image.fromarray(convert_image_to_rgb(image, detector.cfg.INPUT.FORMAT))
-            if instances.has("pred_masks"):
-                masks, classes = instances.pred_masks.numpy(), instances.pred_classes.tolist()
-                picture = draw_masks(picture, masks, classes, len(class_names))
-            draw_boxes(picture, boxes, len(class_names)).save(free_name(output_dir, path.stem))
-            for result in instances_to_coco_json(instances, image_id):
-                index = result["category_id"]
-                result |= {"category_id": category_ids[index], "category": class_names[index]}
-                predictions.append({**result, "file_name": str(path)})
-            on_image(path, len(instances))
-    finally:  # what is found is kept, whatever the next picture does
-        write_results(output_dir / PREDICTIONS, predictions)
-    return {"predictions": predictions, "unreadable": unreadable}
+def detect(detector: TrainedDetector, image: np.ndarray, *, raw_scores: bool = False) -> Instances:
+    """The detections in one image; see :func:`detect_batch`."""
+    return detect_batch(detector, [image], raw_scores=raw_scores)[0]
 
 
 @torch.no_grad()
-def detect(detector: Detector, image: np.ndarray, *, raw_scores: bool = False) -> Instances:
-    """The detections in an image [H, W, 3] in the channel order of INPUT.FORMAT, on the CPU.
+def detect_batch(
+    detector: TrainedDetector, images: Sequence[np.ndarray], *, raw_scores: bool = False
+) -> list[Instances]:
+    """The detections in images [H, W, 3] in the channel order of INPUT.FORMAT, on the CPU.
+
+    Images of different sizes are padded to the largest, which may change scores a little.
 
     Scores are how likely a detection is right, float64, where the detector is calibrated, and those
     of its model where it is not, or with `raw_scores`.
     """
-    height, width = image.shape[:2]
     sizes = detector.cfg.INPUT
     resize = T.ResizeShortestEdge(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
-    resized = resize.get_transform(image).apply_image(image)
-    tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-    inputs = {"image": tensor, "height": height, "width": width}
-    instances = detector.model([inputs])[0]["instances"].to("cpu")
+    inputs = []
+    for image in images:
+        height, width = image.shape[:2]
+        resized = resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        inputs.append({"image": tensor, "height": height, "width": width})
+    found = [output["instances"].to("cpu") for output in detector.model(inputs)]
     if detector.calibration is not None and not raw_scores:
-        probabilities = detector.calibration.score_map(instances.scores.float().numpy())
-        instances.scores = torch.from_numpy(probabilities)
-    return instances
-
-
-def labelled_boxes(instances: Instances, class_names: Sequence[str]) -> list[LabelledBox]:
-    """Detections (or ground truth, without scores) as boxes to draw."""
-    classes = instances.pred_classes.tolist()
-    texts = [class_names[index] for index in classes]
-    if instances.has("scores"):
-        texts = [f"{t} {s:.2f}" for t, s in zip(texts, instances.scores, strict=True)]
-    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-    return [LabelledBox(*b, c, t) for b, c, t in zip(boxes.tolist(), classes, texts, strict=True)]
+        for instances in found:
+            probabilities = detector.calibration.score_map(instances.scores.float().numpy())
+            instances.scores = torch.from_numpy(probabilities)
+    return found

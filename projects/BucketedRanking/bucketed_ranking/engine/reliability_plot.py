@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,13 +11,13 @@ from .calibration import calibration_error, reliability
 
 
 def draw_reliability(
-    diagrams: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, bins: int = 20
+    diagrams: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path | IO[bytes], bins: int = 20
 ) -> None:
     """Draw diagrams side by side, each over a histogram of its scores, as a picture file.
 
     Args:
         diagrams: scores [N] in [0, 1] and whether each detection is right [N], by caption.
-        path: its ending names the format, such as .png or .svg.
+        path: its ending names the format, such as .png or .svg; of a stream it is PNG.
     """
     width = 3.6 * len(diagrams)
     figure = Figure(figsize=(width, 4.4), dpi=150, layout="constrained")

@@ -63,6 +63,11 @@ def is_run(folder: Path) -> bool:
     return (folder / RECORD).is_file() and (folder / CONFIG).is_file()
 
 
+def evaluation_folder(run_dir: Path, dataset: str) -> Path:
+    """Where the last evaluation of a training leaves its detections."""
+    return run_dir / "inference" / dataset
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The content of run.json (what was run, on what, how it ended) or results.json.
 

@@ -38,7 +38,7 @@ from .loss_profiler import LossProfiler
 from .optimizer import build_optimizer
 from .processes import StopRequest
 from .run_calibration import calibrate_run
-from .run_folder import metric_of, rewind_metrics
+from .run_folder import evaluation_folder, metric_of, rewind_metrics
 from .step import TrainingStep
 
 
@@ -95,9 +95,8 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model, evaluators=None, **how) -> dict[str, Any]:
         """Evaluate on the data set of DATASETS.TEST; see :func:`evaluate_model`."""
         (dataset,) = cfg.DATASETS.TEST
-        return evaluate_model(
-            cfg, model, dataset, Path(cfg.OUTPUT_DIR) / "inference" / dataset, **how
-        )
+        folder = evaluation_folder(Path(cfg.OUTPUT_DIR), dataset)
+        return evaluate_model(cfg, model, dataset, folder, **how)
 
     def _evaluate(self) -> dict[str, Any]:
         if comm.get_world_size() > 1:

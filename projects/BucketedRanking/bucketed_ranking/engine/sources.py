@@ -1,0 +1,71 @@
+"""What a prediction reads, pictures, videos and cameras, and free names for what it writes."""
+
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..data.images import PICTURES
+from ..errors import BucketRankError
+
+VIDEOS = {
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts",
+}  # fmt: skip
+"""Endings of the files that are taken for videos."""
+_CAMERA = re.compile(r"(?:webcam:)?(\d{1,4})")
+
+Source = Path | int
+"""The file of a picture or of a video, or the number of a camera."""
+
+
+def find_sources(words: Sequence[str | Path]) -> list[Source]:
+    """The files and cameras that a user names.
+
+    Args:
+        words: a picture or a video; a folder, for those in it; a pattern such as "photos/**/*.jpg";
+            a camera, "webcam:0", or "0" where no file is called so.
+
+    Raises:
+        BucketRankError: one of them is not there, or there is neither picture nor video.
+    """
+    found: list[Source] = []
+    for word in words:
+        path, camera = Path(word), _CAMERA.fullmatch(str(word))
+        if path.is_dir():
+            found += _known(path.iterdir())
+        elif path.is_file():
+            found.append(path)
+        elif camera:
+            found.append(int(camera[1]))
+        elif glob.has_magic(str(word)):
+            found += _known(map(Path, glob.iglob(str(word), recursive=True)))
+        else:
+            raise BucketRankError(f"There is no picture, video or folder {word}.")
+    if not found:
+        raise BucketRankError(
+            f"There are no pictures and no videos in {', '.join(map(str, words)) or 'nothing'}."
+        )
+    return found
+
+
+def _known(paths: Iterable[Path]) -> list[Path]:
+    kinds = PICTURES | VIDEOS
+    return sorted(path for path in paths if path.suffix.lower() in kinds and path.is_file())
+
+
+def is_video(source: Source) -> bool:
+    """Whether a source has frames; a file of another ending is read as a picture."""
+    return isinstance(source, int) or source.suffix.lower() in VIDEOS
+
+
+def describe_source(source: Source) -> str:
+    """What a user calls it."""
+    return f"webcam:{source}" if isinstance(source, int) else str(source)
+
+
+def free_name(folder: Path, stem: str, suffix: str = ".png") -> Path:
+    """`folder`/`stem``suffix`, with a number appended to the stem if that file exists."""
+    path, number = folder / f"{stem}{suffix}", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}{suffix}", number + 1
+    return path
