@@ -21,6 +21,11 @@ class OnNan(StrEnum):
     skip = "skip"
 
 
+class Logger(StrEnum):
+    wandb = "wandb"
+    mlflow = "mlflow"
+
+
 def train(
     config: Annotated[
         str | None,
@@ -105,8 +110,15 @@ def train(
         int | None,
         typer.Option(help="Stop after so many evaluations without a better AP; 0: never."),
     ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Evaluate and keep a moving average of the weights.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that load pictures, for each that trains.")
+    ] = None,
+    log: Annotated[
+        list[Logger] | None,
+        typer.Option(help="Who gets the metrics too, beside TensorBoard; may be repeated."),
     ] = None,
     profile: Annotated[
         bool,
@@ -134,8 +146,8 @@ def train(
             num_gpus=num_gpus, num_machines=num_machines, machine_rank=machine_rank,
             dist_url=dist_url, seed=seed, device=device, amp=amp, accumulate=accumulate,
             on_nan=on_nan, weights=weights, epochs=epochs, batch_size=batch_size,
-            image_size=image_size, lr=lr, patience=patience, workers=workers, profile=profile,
-            options=options, say=say,
+            image_size=image_size, lr=lr, patience=patience, ema=ema, workers=workers,
+            log=log or (), profile=profile, options=options, say=say,
         )  # fmt: skip
     except bucketed_ranking.TrainingInterruptedError:
         raise typer.Exit(_STOPPED) from None

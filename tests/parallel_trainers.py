@@ -67,7 +67,7 @@ def train_until_it_stops(output: str, batches: list[list[dict]], loss: str) -> d
     how = [
         "MODEL.RESNETS.NORM", "LN", "MODEL.FPN.NORM", "LN", "SOLVER.ACCUMULATE", "2",
         "SOLVER.ON_NAN", "skip", "SOLVER.MAX_SKIPPED", "3",
-        "MODEL.RANKING.SCOPE", "global", "SOLVER.BASE_LR", "0.001",
+        "MODEL.RANKING.SCOPE", "global", "SOLVER.BASE_LR", "0.001", "SOLVER.EMA_DECAY", "0.9999",
     ]  # fmt: skip
     step = build_step(Path(output), batches, "retinanet_tiny", loss, *how)
     with EventStorage() as storage:
@@ -77,5 +77,9 @@ def train_until_it_stops(output: str, batches: list[list[dict]], loss: str) -> d
                 step.run_step()
         except NonFiniteError:
             stopped = step.iter
-    weights = torch.cat([parameter.detach().flatten() for parameter in step.model.parameters()])
-    return {"weights": weights, "skipped": step.skipped, "stopped": stopped}
+    models = {"weights": step.model, "average": step.evaluated}
+    weights = {
+        name: torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        for name, model in models.items()
+    }
+    return {**weights, "skipped": step.skipped, "stopped": stopped}

@@ -63,7 +63,7 @@ def test_blocks_that_are_not_run_say_why(place):
     """Skipped, so that pytest lists them."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small_home(lite0_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home in which the embedded data set has a few pictures."""
     home = tmp_path_factory.mktemp("docs-home")

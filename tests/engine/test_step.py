@@ -227,6 +227,7 @@ def test_several_processes_agree_and_do_what_one_does(tmp_path):
     for loss in found[0]:
         first, second = (each[loss] for each in found)
         assert torch.equal(first["weights"], second["weights"])
+        assert torch.equal(first["average"], second["average"])
         for each in (first, second):
             assert (each["skipped"], each["stopped"]) == (4, 5)
         step = replay(tmp_path / loss / "nan" / "iteration_0000003.pth", "cpu")
@@ -237,7 +238,8 @@ def test_several_processes_agree_and_do_what_one_does(tmp_path):
         [x for pair in zip(*parts, strict=True) for x in pair] for parts in parallel_batches()
     ]
     one = train_until_it_stops(str(tmp_path / "one"), together, "rs-exact")
-    torch.testing.assert_close(found[0]["rs-exact"]["weights"], one["weights"])
+    for name in ("weights", "average"):
+        torch.testing.assert_close(found[0]["rs-exact"][name], one[name])
     assert (one["skipped"], one["stopped"]) == (4, 5)
 
 

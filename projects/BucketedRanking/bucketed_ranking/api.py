@@ -5,6 +5,7 @@ wrong raises :class:`BucketRankError`, whose sentence calls an argument as the c
 ``--batch-size`` is ``batch_size``.
 """
 
+import json
 import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ _RANGES = {
     "seed": (0, 2**31 - 1), "workers": (0, math.inf),
 }  # fmt: skip
 """The least and the largest value of arguments."""
+_EMA_DECAY = 0.9999
 
 
 class Detector:
@@ -237,7 +239,9 @@ def train(
     image_size: int | None = None,
     lr: float | None = None,
     patience: int | None = None,
+    ema: bool = False,
     workers: int | None = None,
+    log: Sequence[str] = (),
     profile: bool = False,
     options: Options = (),
     say: Callable[[str], None] = print,
@@ -270,7 +274,9 @@ def train(
         image_size: of the shorter side, in pixels.
         lr: learning rate; None: it fits the batch.
         patience: stop after so many evaluations without a better AP; 0: never.
+        ema: evaluate and keep a moving average of the weights.
         workers: processes that load pictures, for each that trains.
+        log: who gets the metrics too: "wandb", "mlflow".
         profile: measure how long the losses take.
         options: config keys to change.
         say: is told what is chosen, and what is trained on what.
@@ -305,7 +311,9 @@ def train(
         "SOLVER.ACCUMULATE": accumulate,
         "SOLVER.ON_NAN": on_nan,
         "SOLVER.PATIENCE": patience,
+        "SOLVER.EMA_DECAY": (cfg.SOLVER.EMA_DECAY or _EMA_DECAY) if ema else None,
         "DATALOADER.NUM_WORKERS": workers,
+        "LOGGERS": json.dumps(log) if log else None,
     }
     planned += _words({key: value for key, value in keys.items() if value is not None})
     setup.merge_options(cfg, planned)
@@ -354,6 +362,8 @@ def train(
             "with --resume goes on from there."
         )
         raise
+    if cfg.SOLVER.EMA_DECAY:
+        say("Evaluated, and kept in the checkpoints, are averaged weights (SOLVER.EMA_DECAY).")
     report_training(folder)
     return Training.from_results(results, folder)
 

@@ -137,6 +137,9 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # cut to a part of 384 to 600 pixels a side, before it is scaled as all are.
     cfg.INPUT.DETR_CROP = False
 
+    # Who gets the rows of metrics.json too: "wandb", "mlflow".
+    cfg.LOGGERS = []
+
     # Factors on the learning rate of the parameters whose names hold a word, for example
     # [["backbone", 0.1]].
     cfg.SOLVER.LR_FACTORS = []
@@ -152,6 +155,9 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ON_NAN = "stop"
     # Training stops even so after so many skipped steps in a row.
     cfg.SOLVER.MAX_SKIPPED = 10
+    # An exponential moving average of the weights is evaluated and kept in their place; how much of
+    # it a step keeps at most, such as 0.9999 (timm's default); 0: no average.
+    cfg.SOLVER.EMA_DECAY = 0.0
     # End training after so many evaluations (TEST.EVAL_PERIOD) in a row without a better AP than
     # that of the best checkpoint; 0: never.
     cfg.SOLVER.PATIENCE = 0

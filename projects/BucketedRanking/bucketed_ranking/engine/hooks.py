@@ -236,10 +236,15 @@ class KeepHistory(HookBase):
 
 
 class ProgressLine(HookBase):
-    """Shows iteration, time left, images/s and losses, and every evaluation on the way."""
+    """Shows iteration, time left, images/s and losses, and every evaluation on the way.
 
-    def __init__(self, title: str, images_per_batch: int, console: Console):
+    Args:
+        averaged: evaluated are averaged weights.
+    """
+
+    def __init__(self, title: str, images_per_batch: int, console: Console, averaged: bool):
         self.title, self.images_per_batch, self.console = title, images_per_batch, console
+        self.of_what = ", averaged weights" if averaged else ""
 
     def before_train(self) -> None:
         self.progress = ProgressDisplay(self.trainer.max_iter, self.console, interval_s=30.0)
@@ -268,7 +273,8 @@ class ProgressLine(HookBase):
         latest = self.trainer.storage.latest()
         if latest.get("bbox/AP", (0, None))[1] == self.trainer.iter:
             found = [f"{name} {latest[f'bbox/{name}'][0]:.1f}" for name in ("AP", "AP50", "AP75")]
-            self.console.print(f"after {done} iterations: {', '.join(found)}", highlight=False)
+            when = f"after {done} iterations{self.of_what}"
+            self.console.print(f"{when}: {', '.join(found)}", highlight=False)
 
     def _status(self) -> str:
         latest = self.trainer.storage.latest()

@@ -56,7 +56,8 @@ class TrainedDetector:
         if self.iterations is None:
             return self.weights
         best = "the best, " if Path(self.weights).stem == BEST else ""
-        return f"{self.weights} ({best}after {self.iterations} iterations)"
+        averaged = ", averaged" if self.cfg.SOLVER.EMA_DECAY else ""
+        return f"{self.weights} ({best}after {self.iterations} iterations{averaged})"
 
 
 def load_detector(

@@ -25,14 +25,17 @@ RECORD = "run.json"
 RESULTS = "results.json"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
+LOGGED = "loggers.json"
+"""Which runs of other loggers a run is, and what they were sent."""
 _LOCK = ".lock"
 # What is in the folder of a run that was stopped before it had begun.
-_WRITTEN_FIRST = {CONFIG, "log.txt", _LOCK}
+_WRITTEN_FIRST = {CONFIG, "log.txt", _LOCK, LOGGED, "wandb", "mlflow.db"}
 
 # What a resumed run may have otherwise than before; an entry with a dot at its end is a section.
 # All else makes another training, or, as the batch size, another order of the data.
 _MAY_CHANGE = (
     "OUTPUT_DIR",
+    "LOGGERS",
     "MODEL.DEVICE",
     "DATALOADER.NUM_WORKERS",
     "TEST.EVAL_PERIOD",
@@ -270,13 +273,13 @@ def config_hash(cfg: CfgNode, processes: int = 1) -> str:
     """A short hash of what decides a run's result but its seed.
 
     It is over the keys that differ from their defaults, so that a new key changes no hash, and over
-    the images of a ranking where several processes share a batch. The folder and the device are
-    left out.
+    the images of a ranking where several processes share a batch. The folder, the device and the
+    loggers are left out.
     """
     defaults = default_config()
     cfg = cfg.clone()
     for given in (cfg, defaults):
-        given.OUTPUT_DIR, given.SEED, given.MODEL.DEVICE = "", 0, ""
+        given.OUTPUT_DIR, given.SEED, given.MODEL.DEVICE, given.LOGGERS = "", 0, "", []
     before = flatten(defaults)
     changed = [
         f"{key}: {value!r}"

@@ -29,6 +29,7 @@ from .data_loader import images_per_process
 from .evaluation import write_results
 from .hooks import WARM_UP_ITERATIONS
 from .image_workers import lost_worker
+from .loggers import logging_rows, require_loggers
 from .loss_profiler import summarise_samples
 from .processes import (
     Processes,
@@ -90,7 +91,8 @@ def train(
 
     Raises:
         BucketRankError: the folder, the batch or the machine is not fit (see :func:`prepare_run`),
-            there is patience but no evaluation that it could count, or training diverged.
+            there is patience but no evaluation that it could count, averaged weights but no
+            statistics for them, a logger cannot be used, or training diverged.
         TrainingInterruptedError: the user or the system stopped it; a checkpoint was saved.
     """
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
@@ -98,6 +100,12 @@ def train(
             "SOLVER.PATIENCE (--patience) counts evaluations while training, of which there are "
             "none: give TEST.EVAL_PERIOD, in iterations, or --epochs, which brings them along."
         )
+    if cfg.SOLVER.EMA_DECAY and cfg.TEST.PRECISE_BN.ENABLED:
+        raise BucketRankError(
+            "TEST.PRECISE_BN measures batch norms of the trained weights, but SOLVER.EMA_DECAY "
+            "(--ema) evaluates their average: give one of the two."
+        )
+    require_loggers(cfg)
     processes = processes or Processes()
     cfg = scale_to_processes(cfg, processes)
     first, output = is_first_process(processes), Path(cfg.OUTPUT_DIR)
@@ -169,7 +177,7 @@ def _train_worker(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) 
 def _train(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None:
     output = Path(cfg.OUTPUT_DIR)
     datasets = {name: register(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
-    with run_logging(output):
+    with run_logging(output), logging_rows(cfg) as last_hooks:
         seed_all_rng(cfg.SEED + comm.get_rank())
         logger.info("Environment:\n%s", collect_env_info())
         for info in datasets.values():
@@ -188,6 +196,7 @@ def _train(cfg: CfgNode, resume: bool, profile: bool, stop: StopRequest) -> None
         write_results(output / RECORD, record)
         console = Console() if comm.is_main_process() else None
         trainer = Trainer(cfg, console, profile=profile, stop=stop)
+        trainer.register_hooks(last_hooks)
         trainer.resume_or_load(resume)
         try:
             trainer.train()

@@ -68,6 +68,7 @@ _RANGES = {
     "SOLVER.BASE_LR": (1e-12, _FINITE),  # schedules divide by it
     "SOLVER.CHECKPOINT_KEEP": (0, math.inf),
     "SOLVER.CHECKPOINT_PERIOD": (1, math.inf),
+    "SOLVER.EMA_DECAY": (0, 1),
     "SOLVER.GAMMA": (0, _FINITE),
     "SOLVER.IMS_PER_BATCH": (1, math.inf),
     "SOLVER.MAX_ITER": (1, math.inf),

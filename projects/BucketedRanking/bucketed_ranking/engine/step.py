@@ -18,6 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from .ema import WeightAverage
 from .failed_step import as_plain, save_step
 from .hooks import unwrap
 
@@ -99,11 +100,15 @@ class TrainingStep(SimpleTrainer):
 
     Attributes:
         skipped: how many steps were left out.
+        average: of the weights after each step that was not left out; None without
+            SOLVER.EMA_DECAY.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module, data_loader: Any, optimizer: Any):
         super().__init__(model, data_loader, optimizer)
         self.cfg = cfg
+        decay = cfg.SOLVER.EMA_DECAY
+        self.average = WeightAverage(unwrap(model), decay) if decay else None
         self.guard = ForwardGuard(unwrap(model))
         self.grad_scaler = build_grad_scaler(cfg)
         self.skipped = 0
@@ -137,14 +142,22 @@ class TrainingStep(SimpleTrainer):
         )
         found = mean_losses(all_losses)
         finite = all(map(math.isfinite, found.values()))
-        if finite and (all(map(math.isfinite, gradients)) or self._scaler_reacts()):
+        finite_gradients = all(map(math.isfinite, gradients))
+        if finite and (finite_gradients or self._scaler_reacts()):
             self._put_metrics(found, data_time, max(times))
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+            if self.average is not None and finite_gradients:
+                self.average.update(unwrap(self.model))
             self.skipped_in_a_row = 0
         else:
             before.restore()
             self._leave_out(batch, found, self._what_is_wrong(found, problems))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and kept: that of the averaged weights where there is one."""
+        return self.model if self.average is None else self.average.module
 
     def _largest_gradient(self) -> Tensor:
         """Scalar: the largest magnitude in any gradient; NaN if one is NaN."""
@@ -211,15 +224,23 @@ class TrainingStep(SimpleTrainer):
         return f"{said} It is saved in {path}: `bucketrank replay {path}` runs it again."
 
     def state_dict(self) -> dict[str, Any]:
-        skipped = {"skipped": [self.skipped, self.skipped_in_a_row]}
-        scaler = self.grad_scaler.state_dict()  # empty without one
-        return super().state_dict() | skipped | ({"grad_scaler": scaler} if scaler else {})
+        """Also the trained weights where others, their average, are a checkpoint's own."""
+        state = super().state_dict() | {"skipped": [self.skipped, self.skipped_in_a_row]}
+        if scaler := self.grad_scaler.state_dict():  # empty without one
+            state["grad_scaler"] = scaler
+        if self.average is not None:
+            trained = unwrap(self.model).state_dict()
+            state["average"] = {"updates": self.average.updates, "trained_weights": trained}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.skipped, self.skipped_in_a_row = state_dict.get("skipped", (0, 0))
         if "grad_scaler" in state_dict and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if self.average is not None:
+            self.average.updates = state_dict["average"]["updates"]
+            unwrap(self.model).load_state_dict(state_dict["average"]["trained_weights"])
 
 
 def build_grad_scaler(cfg: CfgNode) -> torch.amp.GradScaler:

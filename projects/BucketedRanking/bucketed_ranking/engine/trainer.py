@@ -77,7 +77,9 @@ class Trainer(DefaultTrainer):
             model = DistributedDataParallel(model, devices, broadcast_buffers=False)
         self._trainer = TrainingStep(cfg, model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = SafeCheckpointer(
+            self._trainer.evaluated, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
         self._step_is_unfinished = False
         self.stopped_early_after = 0
         self.register_hooks(self.build_hooks())
@@ -99,19 +101,21 @@ class Trainer(DefaultTrainer):
         return evaluate_model(cfg, model, dataset, folder, **how)
 
     def _evaluate(self) -> dict[str, Any]:
+        model = self._trainer.evaluated
         if comm.get_world_size() > 1:
             # Every process has batch-norm statistics of its own; checkpoints hold the first one's.
-            for module in get_bn_modules(self._trainer.model):
+            for module in get_bn_modules(model) if self._trainer.average is None else [model]:
                 for statistic in module.buffers():
                     dist.broadcast(statistic, src=0)
         how = {"on_batch": self._on_evaluated_batch} if comm.is_main_process() else {}
         matched: list[MatchedDetections] = []
-        results = self.test(self.cfg, self.model, on_matched=matched.append, **how)
+        results = self.test(self.cfg, model, on_matched=matched.append, **how)
         if matched:  # on the main process
             best_f1 = score_threshold(results)
             output, (dataset,) = Path(self.cfg.OUTPUT_DIR), self.cfg.DATASETS.TEST
-            model = unwrap(self.model)
-            results["calibration"] = calibrate_run(output, model, dataset, matched[0], best_f1)
+            results["calibration"] = calibrate_run(
+                output, unwrap(model), dataset, matched[0], best_f1
+            )
         self._last_eval_results = results
         return results
 
@@ -138,10 +142,12 @@ class Trainer(DefaultTrainer):
             self._early = StopEarly(patience, period, output, metric, checkpoints, self._console)
         if comm.is_main_process():
             if period:
-                self._best = KeepBest(period, self._trainer.model, output, metric)
+                self._best = KeepBest(period, self._trainer.evaluated, output, metric)
             if self._console is not None:
                 title = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.RANKING.LOSS}"
-                self._progress = ProgressLine(title, cfg.SOLVER.IMS_PER_BATCH, self._console)
+                self._progress = ProgressLine(
+                    title, cfg.SOLVER.IMS_PER_BATCH, self._console, cfg.SOLVER.EMA_DECAY > 0
+                )
             self._rows = WriteRows(self.build_writers, WRITE_PERIOD, period)
         chosen = [
             SeedEachIteration(cfg.SEED),
@@ -195,6 +201,10 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """See :meth:`DefaultTrainer.resume_or_load`; also continues the order of the data."""
         super().resume_or_load(resume)
+        if self.start_iter == 0 and self._trainer.average is not None:
+            # They were loaded into what a checkpoint holds.
+            weights = self._trainer.evaluated.state_dict()
+            unwrap(self._trainer.model).load_state_dict(weights)
         for module in self._trainer.model.modules():
             if isinstance(module, EpochBalance):
                 num_images = len(self._trainer.data_loader.loader.dataset)
