@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from . import (
     configs,
+    convert_weights,
     dataset,
     demo,
     doctor,
@@ -66,6 +67,7 @@ app.command("train", cls=ConfigCommand)(train.train)
 app.command("eval", cls=ConfigCommand)(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("convert-weights")(convert_weights.convert_weights)
 app.command("report")(report.report)
 app.command("replay")(replay.replay)
 app.command("demo", cls=ConfigCommand)(demo.demo)

@@ -76,11 +76,16 @@ def criterion_parts(rank: int, cases: list[tuple]) -> list[tuple[RankingResult, 
 
 
 def step(
-    detector: str, loss: str, dtype: torch.dtype, batch: list[dict], parallel: bool = False
+    detector: str,
+    loss: str,
+    dtype: torch.dtype,
+    batch: list[dict],
+    options: tuple[str, ...] = (),
+    parallel: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and parameter gradients of a training step; `parallel`: of DistributedDataParallel."""
     torch.manual_seed(0)
-    model = build_model(narrow_config(detector, loss, *_OF_EACH_IMAGE)).train().to(dtype)
+    model = build_model(narrow_config(detector, loss, *_OF_EACH_IMAGE, *options)).train().to(dtype)
     wrapped = nn.parallel.DistributedDataParallel(model) if parallel else model
     with EventStorage(), _detectron2_in_float64():
         losses = wrapped(batch)
@@ -108,9 +113,14 @@ def _detectron2_in_float64() -> Iterator[None]:
 def detector_parts(rank: int, cases: list[tuple]) -> list[tuple[dict, dict]]:
     """:func:`step` of this process' images of each case, which every process is given in parts."""
     return [
-        step(detector, loss, dtype, images_of(parts)[rank], parallel=True)
-        for detector, loss, dtype, parts in cases
+        step(detector, loss, dtype, make(parts)[rank], options, parallel=True)
+        for detector, loss, dtype, make, parts, options in cases
     ]
+
+
+def same_image(parts: tuple[tuple[int], ...]) -> list[list[dict]]:
+    """One and the same image for every process, by its number of objects."""
+    return [images(part) for part in parts]
 
 
 def images_of(parts: tuple[tuple[int, ...], ...]) -> list[list[dict]]:

@@ -19,6 +19,7 @@ from bucketrank_cli.main import app
 WORK = [
     "bucketed_ranking.engine.runs.train",
     "bucketed_ranking.engine.demo.train_losses",
+    "bucketed_ranking.engine.convert.convert",
     "bucketed_ranking.benchmarks.table.run",
     "bucketed_ranking.benchmarks.training_steps.time_detectors",
     "bucketed_ranking.benchmarks.loss_profile.profile_losses",

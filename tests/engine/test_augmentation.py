@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from detectron2.data import DatasetMapper
+from detectron2.data.transforms import AugInput
 
 from bucketed_ranking.engine.augmentation import training_augmentations
 from bucketed_ranking.engine.data_loader import build_train_loader
@@ -35,10 +36,31 @@ def test_detectron2s_own_crop_stays(blobs):
     assert "Crop" in ours[0]
 
 
+def test_detrs_crop_cuts_every_second_picture_out_of_a_larger_one(blobs):
+    cfg = config(blobs, "retinanet_tiny", "INPUT.DETR_CROP", "True")
+    crop, *rest = training_augmentations(cfg)
+    off = training_augmentations(config(blobs, "retinanet_tiny"))
+    assert [repr(augmentation) for augmentation in rest] == [repr(a) for a in off]
+    np.random.seed(0)
+    picture = np.zeros((100, 150, 3), np.uint8)
+    pictures = [AugInput(picture) for _ in range(60)]
+    for each in pictures:
+        crop(each)
+    sizes = [each.image.shape[:2] for each in pictures]
+    cut = [size for size in sizes if size != (100, 150)]
+    assert 20 <= len(cut) <= 40
+    heights, widths = zip(*cut, strict=True)
+    # Before the cut they are 400, 500 or 600 pixels high, and 600, 750 or 900 wide.
+    assert min(heights + widths) >= 384
+    assert max(heights + widths) <= 600
+    assert len(set(cut)) > len(cut) // 2
+
+
 @pytest.mark.parametrize("detector", ["retinanet_tiny", "mask_rcnn_tiny"])
-def test_boxes_and_masks_follow_the_pictures(detector, blobs):
+@pytest.mark.parametrize("augmentation", ["STRONG_AUGMENTATION", "DETR_CROP"])
+def test_boxes_and_masks_follow_the_pictures(detector, augmentation, blobs):
     """The objects are bright rectangles of one colour: each box must still be full of it."""
-    cfg = config(blobs, detector, "INPUT.STRONG_AUGMENTATION", "True")
+    cfg = config(blobs, detector, f"INPUT.{augmentation}", "True")
     batches = iter(build_train_loader(cfg))
     boxes = 0
     for image in (image for _ in range(6) for image in next(batches)):

@@ -105,6 +105,37 @@ def test_resuming_continues_to_the_same_result(tmp_path, detector, loss, killed_
 
 
 @pytest.mark.usefixtures("blobs")
+def test_co_detr_resumes_bit_by_bit(tmp_path, monkeypatch):
+    """Its extra queries are drawn at random."""
+    losses: dict[str, list] = {"whole": [], "cut": []}
+    step = Trainer.run_step
+
+    def recorded(self):
+        if self.iter == killed_at:
+            raise RuntimeError("power cut")
+        step(self)
+        latest = self.storage.latest()
+        found = {key: value for key, (value, _) in latest.items() if key.startswith("loss_")}
+        losses[Path(self.cfg.OUTPUT_DIR).name].append((self.iter, found))
+
+    monkeypatch.setattr(Trainer, "run_step", recorded)
+    how = {"detector": "co_deformable_detr_tiny", "loss": "brs"}
+    options = ["SOLVER.MAX_ITER", "5", "DATALOADER.NUM_WORKERS", "0"]
+    killed_at = None
+    runs.train(run_config(tmp_path / "whole", *options, **how))
+    killed_at = 4  # its only checkpoint is that of the third step
+    with pytest.raises(RuntimeError, match="power cut"):
+        runs.train(run_config(tmp_path / "cut", *options, **how))
+    killed_at = None
+    runs.train(run_config(tmp_path / "cut", *options, **how), resume=True)
+    assert [iteration for iteration, _ in losses["cut"]] == [0, 1, 2, 3, 3, 4]
+    assert len(losses["whole"][0][1]) > 15
+    assert losses["cut"][4:] == losses["whole"][3:]
+    expected, found = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.usefixtures("blobs")
 def test_balance_of_alrp_knows_the_epoch_and_starts_anew_with_a_new_run(tmp_path):
     runs.train(run_config(tmp_path / "first", loss="alrp-exact"))
     last = weights_of(tmp_path / "first")

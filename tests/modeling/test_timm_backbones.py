@@ -11,7 +11,7 @@ from bucketed_ranking.engine.checkpoint import SafeCheckpointer
 from bucketed_ranking.engine.setup import load_config, set_num_classes
 from bucketed_ranking.errors import BucketRankError
 from bucketed_ranking.modeling.timm_backbones import TimmBackbone
-from tests.small_detectors import NUM_CLASSES, random_batch
+from tests.small_detectors import NUM_CLASSES, narrow_config, random_batch
 
 timm = pytest.importorskip("timm")
 
@@ -112,6 +112,31 @@ def test_a_light_detector_takes_a_step_that_reaches_all_that_is_not_frozen(name,
     assert not any("blocks.1." in n for n in trained)
     assert any("blocks.2." in n for n in trained)
     assert [n for n, p in trained.items() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_features_without_fpn_carry_co_detr():
+    torch.manual_seed(0)
+    options = [
+        "MODEL.BACKBONE.NAME", "build_timm_backbone",
+        "MODEL.BACKBONE.FREEZE_AT", "2",
+        "MODEL.TIMM.NAME", "resnet10t",
+        "MODEL.FPN.IN_FEATURES", "['c3', 'c4', 'c5']",
+    ]  # fmt: skip
+    cfg = narrow_config("co_deformable_detr_tiny", "brs", *options)
+    assert cfg.INPUT.FORMAT == "RGB"
+    model = build_model(cfg).train()
+    shapes = model.backbone.output_shape()
+    assert {name: shape.stride for name, shape in shapes.items()} == {"c3": 8, "c4": 16, "c5": 32}
+    assert model.neck.names == ["p3", "p4", "p5"]
+    with EventStorage():
+        losses = model(random_batch())
+    sum(losses.values()).backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    # timm starts residual branches at 0, so their convolutions have no gradient yet.
+    assert [n for n, p in trained.items() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert model.backbone.model.layer2[0].bn2.weight.grad.any()
+    stages = {n.split(".")[2] for n in trained if n.startswith("backbone.")}
+    assert stages == {"layer2", "layer3", "layer4"}
 
 
 def test_imagenet_weights_reach_the_backbone_whole(lite0_weights, caplog):

@@ -99,18 +99,19 @@ PUBLISHED: tuple[PublishedRow, ...] = (
     ),
     # The score-based Co-DETR; BRS-DETR is the paper's name for its bucketed form.
     *_rows(
-        "codetr_R_50_1x", "Co-DETR", "R-50",
+        "co_deformable_detr_R_50_1x", "Co-DETR", "R-50",
         ("score", 49.3, None, None), ("rs", None, 4.14, None),
     ),
     *_rows(
-        "codetr_R_50_1x", "Co-DETR", "R-50", ("brs", 50.1, 0.69, 6.0), ap50=67.4, ap75=54.6,
+        "co_deformable_detr_R_50_1x", "Co-DETR", "R-50",
+        ("brs", 50.1, 0.69, 6.0), ap50=67.4, ap75=54.6,
     ),
     *_rows(
-        "codetr_swin_t_1x", "Co-DETR", "Swin-T",
+        "co_deformable_detr_swin_t_1x", "Co-DETR", "Swin-T",
         ("score", 51.7, None, None), ("brs", 52.3, None, None),
     ),
     *_rows(
-        "codetr_swin_l_1x", "Co-DETR", "Swin-L",
+        "co_deformable_detr_swin_l_1x", "Co-DETR", "Swin-L",
         ("score", 56.9, None, None), ("brs", 57.2, None, None),
     ),
 )  # fmt: skip

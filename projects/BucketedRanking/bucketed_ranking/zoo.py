@@ -13,7 +13,6 @@ from .environment import configs_root
 from .errors import BucketRankError
 from .published import PUBLISHED, PublishedRow
 
-_DETECTOR_NAMES = {"CoDETR": "Co-DETR"}
 _SWINS = {96: "Swin-T", 192: "Swin-L"}
 _TIMM_NAMES = {"tf_efficientnet_lite0": "EfficientNet-Lite0"}
 
@@ -120,8 +119,11 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _detector(model: dict[str, Any]) -> str:
+    if model["META_ARCHITECTURE"] == "CoDETR":
+        plain = model.get("CODETR", {}).get("AUXILIARY_HEADS") == []
+        return "Deformable DETR" if plain else "Co-DETR"
     if model["META_ARCHITECTURE"] != "GeneralizedRCNN":
-        return _DETECTOR_NAMES.get(model["META_ARCHITECTURE"], model["META_ARCHITECTURE"])
+        return model["META_ARCHITECTURE"]
     cascade = model["ROI_HEADS"]["NAME"] == "CascadeROIHeads"
     if model.get("MASK_ON"):
         return "Cascade Mask R-CNN" if cascade else "Mask R-CNN"

@@ -3,6 +3,8 @@
 import logging
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +134,53 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Tell in a sentence what is wrong with the weights that the `with` statement loads."""
+    try:
+        yield
+    except (FileNotFoundError, AssertionError) as error:
+        raise BucketRankError(f"There are no weights at {path}: {error}") from error
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise BucketRankError(
+            f"The weights {path} were not loaded, because they are no checkpoint, or hold more "
+            f"than tensors and would run code from the file ({reason}); if you trust where "
+            "they come from, re-save their state_dict with torch.save."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise BucketRankError(
+            f"The weights {path} cannot be read: {(str(error) or 'no data').splitlines()[0]}"
+        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BucketRankError(
+            f"The weights {path} are no checkpoint: they hold no tensors by parameter name."
+        ) from error
+
+
+def _load_tensors(filename: str) -> dict[str, Any]:
+    if filename.endswith(".safetensors"):
+        try:
+            return load_file(filename)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+    return torch.load(filename, map_location="cpu", weights_only=True)
+
+
+def read_tensors(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint of any detector, by parameter name, without running its code.
+
+    Raises:
+        BucketRankError: see :meth:`SafeCheckpointer.load`.
+    """
+    with _told(path):
+        content = _load_tensors(path)
+        weights = content.get("state_dict", content.get("model", content))
+        if not weights or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+            raise TypeError("no tensors")
+        return dict(weights)
+
+
 class SafeCheckpointer(DetectionCheckpointer):
     """:class:`DetectionCheckpointer` that runs no code from a checkpoint: tensors and arrays only.
 
@@ -187,24 +236,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             BucketRankError: the file is missing, damaged, or holds more than tensors and arrays.
         """
         try:
-            return super().load(path, *args, **kwargs)
-        except (FileNotFoundError, AssertionError) as error:
-            raise BucketRankError(f"There are no weights at {path}: {error}") from error
-        except pickle.UnpicklingError as error:
-            reason = str(error).splitlines()[0]
-            raise BucketRankError(
-                f"The weights {path} were not loaded, because they are no checkpoint, or hold more "
-                f"than tensors and would run code from the file ({reason}); if you trust where "
-                "they come from, re-save their state_dict with torch.save."
-            ) from error
-        except (RuntimeError, EOFError, OSError) as error:
-            raise BucketRankError(
-                f"The weights {path} cannot be read: {(str(error) or 'no data').splitlines()[0]}"
-            ) from error
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BucketRankError(
-                f"The weights {path} are no checkpoint: they hold no tensors by parameter name."
-            ) from error
+            with _told(path):
+                return super().load(path, *args, **kwargs)
         finally:
             self._parsed_url_during_load = None
 
@@ -234,12 +267,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".safetensors"):
-            try:
-                return load_file(filename)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
-        return torch.load(filename, map_location="cpu", weights_only=True)
+        return _load_tensors(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]):
         adapt_background_column(checkpoint["model"], self.model.state_dict())

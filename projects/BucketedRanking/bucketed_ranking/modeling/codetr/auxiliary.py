@@ -148,10 +148,10 @@ class AuxiliaryHeads(nn.Module):
         """The extra queries of the head `name`: content, position and normalised boxes, [N, Q, dim]
         twice and [N, Q, 4], and what each of the decoder's layers is to predict for them."""
         chosen = choose_queries(candidates, self.num_classes, self.max_queries)
+        seen = self.heads[name].content(features, chosen.boxes, chosen.rows)
         boxes = torch.stack(
             [normalised_boxes(*each) for each in zip(chosen.boxes, image_sizes, strict=True)]
-        )
-        seen = self.heads[name].content(features, chosen.boxes, chosen.rows)
+        ).to(torch.promote_types(seen.dtype, torch.float32))
         content, position = self.embeddings[name](boxes, seen)
         assigned = assigned_to(chosen, image_sizes, self.num_classes, layers)
         return (content, position, boxes), assigned
