@@ -58,7 +58,7 @@ def test_processes_that_share_a_batch_change_the_ranking_and_the_hash(tmp_path, 
     assert (one.images_per_ranking, two.images_per_ranking) == (8, 4)
     assert one.config_hash != two.config_hash
     assert one.config_hash == run_folder.config_hash(cell_config(one))
-    assert "8 does not divide over 3 GPUs" in three.obstacle
+    assert "8 does not divide over 3 processes" in three.obstacle
 
 
 def test_options_of_the_user_win_and_curves_have_points(tmp_path, blobs):
@@ -95,11 +95,11 @@ def test_a_cell_is_an_ordinary_training_command(tmp_path, blobs):
     assert words[:2] == ["train", "retinanet_tiny"]
     for option, value in {
         "--loss": "brs", "--seed": "3", "--dataset": blobs, "--output": str(cell.folder),
-        "--num-gpus": "4",
+        "--num-processes": "4",
     }.items():  # fmt: skip
         assert words[words.index(option) + 1] == value
     assert "--profile" in words
-    assert "--num-gpus" not in cell.arguments()
+    assert "--num-processes" not in cell.arguments()
     assert cell.job().startswith("bucketrank train retinanet_tiny ")
 
 
