@@ -18,8 +18,8 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 from bucketrank_cli.main import app
 from tests.small_detectors import NARROW
 
-ITERATIONS = 20
-SHORT = [*NARROW, "SOLVER.MAX_ITER", str(ITERATIONS), "SOLVER.CHECKPOINT_PERIOD", "5"]
+ITERATIONS = 40
+SHORT = [*NARROW, "SOLVER.MAX_ITER", str(ITERATIONS), "SOLVER.CHECKPOINT_PERIOD", "10"]
 
 
 def grid(blobs: str, output: Path, *more: str) -> list[str]:
@@ -102,7 +102,7 @@ def test_failure_interruption_and_resume_of_cells_of_two_processes(blobs, tmp_pa
         if cell["name"] != first.name:  # too few iterations were left to time its losses
             assert 0 < cell["classification_loss_share"] < 1
         assert cell["peak_memory_bytes"] > 2**27
-        assert [iteration for iteration, _ in cell["curves"]["bbox"]] == [5, 10, 15, 20]
+        assert [iteration for iteration, _ in cell["curves"]["bbox"]] == [10, 20, 30, 40]
 
     result = invoke(*arguments(), "SOLVER.BASE_LR", "0.5")
     assert result.exit_code == 2
