@@ -229,6 +229,14 @@ def test_progress_and_evaluations_on_the_way_are_printed(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("blobs")
+def test_a_run_of_two_iterations_may_evaluate_after_each(tmp_path):
+    cfg = run_config(tmp_path / "run", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1")
+    assert runs.train(cfg)["iterations"] == 2
+    rows = [row["iteration"] for row in run_folder.read_metrics(tmp_path / "run")]
+    assert rows == sorted(set(rows))
+
+
+@pytest.mark.usefixtures("blobs")
 def test_divergence_is_one_sentence_and_keeps_the_log(tmp_path):
     cfg = run_config(tmp_path / "run", "SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0")
     with pytest.raises(BucketRankError, match=r"Training diverged at iteration \d+: .*BASE_LR"):

@@ -109,7 +109,8 @@ class WriteRows(hooks.PeriodicWriter):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self.eval_period and done % self.eval_period == 0 and done % self._period:
+        due = done % self._period == 0 or done == self.trainer.max_iter
+        if not due and self.eval_period and done % self.eval_period == 0:
             for writer in self._writers:
                 writer.write()
         super().after_step()
