@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Weights, say
+from .options import Weights, picture_size, say
 
 
 class ExportFormat(StrEnum):
@@ -45,7 +45,7 @@ def export(
     from bucketed_ranking.engine.export import export_safetensors
     from bucketed_ranking.errors import BucketRankError
 
-    size = _height_and_width(image_size) if image_size else None
+    size = picture_size(image_size) if image_size else None
     if size and format == ExportFormat.safetensors:
         raise BucketRankError("--image-size goes with --format onnx or torchscript.")
     detector = inference.load_detector(str(run_dir), weights=weights, device="cpu")
@@ -62,14 +62,3 @@ def export(
             else "The file was not checked: that needs onnxruntime (`pip install onnxruntime`)."
         )
     say(f"Wrote {detector.describe_weights()} to {path}")
-
-
-def _height_and_width(text: str) -> tuple[int, int]:
-    from bucketed_ranking.errors import BucketRankError
-
-    numbers = text.lower().split("x")
-    if len(numbers) != 2 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
-        raise BucketRankError(
-            f"--image-size takes a height and a width in pixels, such as 480x640, not {text!r}."
-        )
-    return int(numbers[0]), int(numbers[1])

@@ -138,3 +138,17 @@ def percent(value: float | None) -> str:
 def number(value: float | None, decimals: int) -> str:
     """A number with so many decimals; a dash where it could not be computed."""
     return "-" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Height and width of the "800x1333" that --image-size is given.
+
+    Raises:
+        BucketRankError: it is no such thing.
+    """
+    from bucketed_ranking.errors import BucketRankError
+
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    if match is None:
+        raise BucketRankError(f"--image-size takes HEIGHTxWIDTH, such as 800x1333, not {text!r}.")
+    return int(match[1]), int(match[2])

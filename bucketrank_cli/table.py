@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, say, whole_numbers
+from .options import ConfigOptions, Device, picture_size, say, whole_numbers
 
 
 class Profile(StrEnum):
@@ -122,7 +122,7 @@ def table(
             folder,
             console,
             batch_size=batch_size,
-            image_size=_size(image_size),
+            image_size=picture_size(image_size),
             steps=steps,
             **chosen,
         )
@@ -155,16 +155,6 @@ def table(
         if failed:
             say(f"{failed} cells failed; the same command tries them again.")
             raise typer.Exit(1)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Height and width of "800x1333"."""
-    from bucketed_ranking.errors import BucketRankError
-
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip())
-    if match is None:
-        raise BucketRankError(f"--image-size takes HEIGHTxWIDTH, such as 800x1333, not {text!r}.")
-    return int(match[1]), int(match[2])
 
 
 def _variants(texts: list[str]) -> dict[str, list[str]]:
