@@ -29,7 +29,8 @@ def test_every_shipped_config_loads_with_every_kind_of_loss(name):
         assert not cfg.MODEL.RANKING.RECIPE, "the recipe is applied once and emptied"
 
 
-@pytest.mark.parametrize("name", sorted(available_configs()))
+# Co-DETR knows no threshold: it gives its best queries, whatever they score.
+@pytest.mark.parametrize("name", sorted(n for n in available_configs() if "detr" not in n))
 def test_ranked_detections_are_cut_off_by_no_score_but_on_lvis(name):
     cfg = setup.load_config(name, loss="brs", device="cpu")
     two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
