@@ -133,7 +133,7 @@ def test_what_cannot_be_exported_is_said(run_dir, tmp_path):
     for size in ("480", "480x", "0x640", "axb"):
         result = invoke("export", run_dir, "--format", "onnx", "--image-size", size)
         assert result.exit_code == 2
-        assert "a height and a width in pixels, such as 480x640" in result.output
+        assert "--image-size takes HEIGHTxWIDTH" in result.output
     result = invoke("export", run_dir, "--image-size", "64x64")
     assert result.exit_code == 2
     assert "--image-size goes with --format onnx or torchscript" in result.output
