@@ -23,10 +23,9 @@ from . import (
     table,
     train,
 )
-from .options import ConfigCommand
+from .options import INTERRUPTED, ConfigCommand
 
 USER_ERROR = 2
-INTERRUPTED = 130
 # What the machine refuses: no permission, a read-only or full disk, a file in place of a folder.
 _MENDABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,

@@ -12,6 +12,9 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from bucketed_ranking import Evaluation, Training
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells give it, where files are left."""
+
 _NEGATIVE = re.compile(r"-\.?\d")
 
 Device = Annotated[

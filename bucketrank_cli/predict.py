@@ -5,16 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, Weights, say
+from .options import INTERRUPTED, Device, Weights, say
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bucketed_ranking import Prediction, Progress
     from bucketed_ranking.console import ProgressDisplay
-
-_STOPPED = 130
-"""Exit code where files are left, as shells give it for Ctrl-C."""
 
 
 def predict(
@@ -90,7 +87,7 @@ def predict(
         )
     _report(found)
     if found.stopped:
-        raise typer.Exit(_STOPPED)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _show(console: "Console", display: "ProgressDisplay", progress: "Progress") -> None:

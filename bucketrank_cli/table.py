@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, picture_size, say, whole_numbers
+from .options import INTERRUPTED, ConfigOptions, Device, picture_size, say, whole_numbers
 
 
 class Profile(StrEnum):
@@ -151,7 +151,7 @@ def table(
         stopped, failed = job.run(cells, folder, places, console)
         if stopped:
             say("Stopped; the cells under way have saved a checkpoint. The same command goes on.")
-            raise typer.Exit(130)
+            raise typer.Exit(INTERRUPTED)
         if failed:
             say(f"{failed} cells failed; the same command tries them again.")
             raise typer.Exit(1)

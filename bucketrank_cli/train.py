@@ -7,13 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, print_results, say
+from .options import INTERRUPTED, ConfigOptions, Device, print_results, say
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 """A config key, as no config is called."""
-
-_STOPPED = 130
-"""Exit code of a training that was stopped, as shells give it for Ctrl-C."""
 
 
 class OnNan(StrEnum):
@@ -150,7 +147,7 @@ def train(
             log=log or (), profile=profile, options=options, say=say,
         )  # fmt: skip
     except bucketed_ranking.TrainingInterruptedError:
-        raise typer.Exit(_STOPPED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if trained is None:  # another process or machine is the first one
         return
     print_results(trained)

@@ -298,7 +298,7 @@ def test_a_report_that_cannot_be_written_is_no_failed_training(cells, tmp_path, 
     def fail(*arguments):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("bucketed_ranking.engine.report.render", fail)
+    monkeypatch.setattr("bucketed_ranking.engine.report.page.render", fail)
     arguments = ["--dataset", "cells", "--output", tmp_path / "run", *SHORT, "SOLVER.MAX_ITER", "1"]
     result = invoke("train", "retinanet_tiny", *arguments)
     assert result.exit_code == 0, result.output

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-REPORT = "report.html"
+from .engine.run_folder import REPORT
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
 RESULTS = "results.json"
+REPORT = "report.html"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 LOGGED = "loggers.json"

@@ -14,14 +14,12 @@ from ...data.files import write_atomically
 from ...data.registry import members
 from ...errors import BucketRankError
 from ...published import TASKS
-from ...results import REPORT
 from .. import inference
 from ..calibration import ScoreMap
 from ..checkpoint import FINAL
-from ..run_folder import RECORD, RESULTS, evaluation_folder, read_json
+from ..run_folder import RECORD, REPORT, RESULTS, evaluation_folder, read_json
 from ..run_logging import run_logging
 from .matches import load_pictures
-from .page import render
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +119,8 @@ def _write(
     score_map: ScoreMap | None = None,
 ) -> None:
     """Write the report on an evaluation: its results, and the detections in its folder."""
+    from .page import render  # with matplotlib, which detecting and starting a training do not need
+
     pictures = load_pictures(
         results["dataset"],
         folder,
