@@ -1,11 +1,14 @@
 """Image workers begin, whatever happened in the fork."""
 
 import os
+import select
+import socket
 import time
+from multiprocessing.reduction import DupFd
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bucketed_ranking.engine import image_workers
 from bucketed_ranking.engine.image_workers import fork_workers
@@ -45,3 +48,28 @@ def test_a_loader_without_workers_is_left_alone():
     loader = DataLoader(TensorDataset(torch.arange(2)), num_workers=0)
     fork_workers(loader)
     assert len(list(loader)) == 2
+
+
+class _Disconnects(Dataset):
+    """Its worker offers a file as it offers pictures, and is left in the middle of the answer."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        address, _ = DupFd(0)._id
+        with socket.socket(socket.AF_UNIX) as trainer:
+            trainer.connect(address)
+            select.select([trainer], [], [])  # the challenge has come, and is never read
+        time.sleep(0.3)
+        return index
+
+
+@pytest.mark.timeout(60)
+def test_a_trainer_that_goes_in_the_middle_is_no_error_of_its_workers(capfd):
+    loader = DataLoader(_Disconnects(), num_workers=1)
+    assert len(list(loader)) == 1
+    assert "ConnectionResetError" in capfd.readouterr().err  # as it is without fork_workers
+    fork_workers(loader)
+    assert len(list(loader)) == 1
+    assert capfd.readouterr().err == ""

@@ -6,6 +6,7 @@ import signal
 import sys
 from functools import cache
 from multiprocessing.context import ForkContext, ForkProcess
+from types import TracebackType
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -55,14 +56,26 @@ def fork_workers(loader: DataLoader) -> None:
     """
     if loader.num_workers and _ON_LINUX:
         loader.multiprocessing_context = _Context()
-    loader.worker_init_fn = _ignore_stop_signals
+    loader.worker_init_fn = _leave_endings_to_the_trainer
     _kill_workers_at_exit()
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """A signal to the whole group is not for it."""
+def _leave_endings_to_the_trainer(worker: int) -> None:
+    """A signal to the whole group is not for it, and the end of its trainer is not its to report.
+
+    A thread of it (``multiprocessing.resource_sharer``) hands over pictures; a trainer killed in
+    the middle of that breaks the connection.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _tell_unless_disconnected
+
+
+def _tell_unless_disconnected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not isinstance(error, ConnectionError | EOFError):  # a trainer that lives raises it itself
+        sys.__excepthook__(kind, error, trace)
 
 
 @cache
