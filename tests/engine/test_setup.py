@@ -184,13 +184,24 @@ def test_number_of_classes_comes_from_the_data_set(blobs):
     [
         (("blobs", "blobs_train", None), "not both"),
         ((None, "blobs_train", None), "go together"),
-        ((None, None, None), "names no data set"),
+        ((None, None, None), r"DATASETS\.TRAIN is \(\)"),
     ],
 )
 def test_contradicting_data_sets_are_told(blobs, names, message):
     cfg = get_cfg()
     with pytest.raises(BucketRankError, match=message):
         setup.choose_datasets(cfg, *names)
+
+
+@pytest.mark.parametrize("names", [(), ("blobs_train", "blobs_val")])
+def test_a_training_has_one_data_set_of_each_kind(names):
+    cfg = setup.load_config("retinanet_tiny", device="cpu")
+    assert setup.choose_datasets(cfg, None, None, None) == ("shapes_train", "shapes_val")
+    for key in ("TRAIN", "TEST"):
+        other = cfg.clone()
+        other.DATASETS[key] = names
+        with pytest.raises(BucketRankError, match=rf"DATASETS\.{key} is .*--train and --val"):
+            setup.choose_datasets(other, None, None, None)
 
 
 def masks_left(blobs, tmp_path, kept: int):

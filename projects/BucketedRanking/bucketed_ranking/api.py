@@ -319,6 +319,7 @@ def train(
     setup.merge_options(cfg, planned)
     setup.merge_options(cfg, words)
     setup.check_values(cfg)
+    setup.datasets_of(cfg)
     folder = Path(output) if output else setup.default_output(config, cfg)
     cfg.OUTPUT_DIR = str(folder)
     processes = Processes(

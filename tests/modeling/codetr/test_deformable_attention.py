@@ -6,7 +6,12 @@ import math
 import pytest
 import torch
 
-from bucketed_ranking.modeling.codetr.deformable_attention import DeformableAttention, sample_levels
+from bucketed_ranking.modeling.codetr.deformable_attention import (
+    DeformableAttention,
+    sample_by_deformops,
+    sample_by_torch,
+    sample_levels,
+)
 
 SHAPES = [(3, 5), (2, 2)]
 
@@ -51,6 +56,25 @@ def test_a_gradient_reaches_values_locations_and_weights():
     torch.autograd.gradcheck(
         lambda *given: sample_levels(given[0], SHAPES, *given[1:]), (values, locations, weights)
     )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_deformops_samples_the_same(device):
+    pytest.importorskip("deformops", reason="deformops is not installed (Python 3.12 or newer)")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    torch.manual_seed(0)
+    spread = 2, 5, 3, len(SHAPES), 4
+    given = torch.randn(2, 19, 3, 16), torch.rand(*spread, 2) * 1.6 - 0.3, torch.rand(spread)
+    upstream = torch.randn(2, 5, 48, device=device)
+    results = []
+    for sample in (sample_by_torch, sample_by_deformops, sample_levels):
+        values, locations, weights = (each.to(device).requires_grad_() for each in given)
+        found = sample(values, SHAPES, locations, weights)
+        gradients = torch.autograd.grad(found, (values, locations, weights), upstream)
+        results.append((found, *gradients))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("box", [False, True])

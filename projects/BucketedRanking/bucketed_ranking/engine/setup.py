@@ -294,7 +294,8 @@ def choose_datasets(
         train, val: names of two data sets, instead of `dataset`.
 
     Raises:
-        BucketRankError: the arguments contradict each other, or `dataset` has no two splits.
+        BucketRankError: the arguments contradict each other, `dataset` has no two splits, or `cfg`
+            names none or several.
     """
     if dataset is not None:
         if train is not None or val is not None:
@@ -307,8 +308,17 @@ def choose_datasets(
         )
     if train is not None and val is not None:
         return train, val
-    if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
-        raise BucketRankError("The config names no data set; choose one with --dataset NAME.")
+    return datasets_of(cfg)
+
+
+def datasets_of(cfg: CfgNode) -> tuple[str, str]:
+    """Names of the training and the validation data set; BucketRankError if not one of each."""
+    for key in ("TRAIN", "TEST"):
+        if len(names := cfg.DATASETS[key]) != 1:
+            raise BucketRankError(
+                f"DATASETS.{key} is {names!r}, but one data set is trained on and one evaluated "
+                "on: choose them with --dataset, or with --train and --val."
+            )
     return cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
 
 

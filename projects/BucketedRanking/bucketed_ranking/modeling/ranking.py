@@ -34,7 +34,8 @@ def build_criterion(cfg: CfgNode, weight: float = 1.0) -> RankingCriterion:
     if ranking.LOSS not in LOSS_NAMES:
         raise BucketRankError(
             f"MODEL.RANKING.LOSS is {ranking.LOSS!r}, but a ranking head needs one of "
-            f"{', '.join(LOSS_NAMES)}; for {SCORE_LOSS!r} use Detectron2's own head."
+            f"{', '.join(LOSS_NAMES)}; for {SCORE_LOSS!r} use Detectron2's own head. (A run's "
+            "config.yaml has the heads of its loss: give the config that the run was made from.)"
         )
     try:
         loss = RankingLoss(

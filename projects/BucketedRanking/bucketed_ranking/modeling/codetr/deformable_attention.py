@@ -1,6 +1,8 @@
-"""Multi-scale deformable attention in plain PyTorch, on every device."""
+"""Multi-scale deformable attention: plain PyTorch, and on a GPU a kernel where one is installed."""
 
 import math
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,8 @@ def sample_levels(
 ) -> Tensor:
     """Weighted sums of bilinear samples of several feature maps; outside of a map all is 0.
 
-    Deformable DETR (Zhu et al., ICLR 2021), equation 3, without the linear layers around it.
+    Deformable DETR (Zhu et al., ICLR 2021), equation 3, without the linear layers around it. On a
+    GPU by the Triton kernels of `deformops`, where that package is installed.
 
     Args:
         values: [N, S, M, D], the maps of all levels, flattened one after the other, for M heads.
@@ -23,6 +26,33 @@ def sample_levels(
     Returns:
         [N, Q, M x D].
     """
+    in_kernel = values.is_cuda and values.dtype != torch.float64 and _deformops_is_installed()
+    sample = sample_by_deformops if in_kernel else sample_by_torch
+    return sample(values, shapes, locations, weights)
+
+
+@cache
+def _deformops_is_installed() -> bool:
+    return find_spec("deformops") is not None
+
+
+def sample_by_deformops(
+    values: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """`sample_levels` by `deformops` (MIT; Python 3.12 or newer): on a GPU no sample is stored."""
+    from deformops.registry import msda
+
+    sizes = torch.tensor(shapes)
+    starts = sizes.prod(dim=1).cumsum(dim=0).roll(1)
+    starts[0] = 0
+    sizes, starts = (rows.to(values.device, non_blocking=True) for rows in (sizes, starts))
+    return msda(values, sizes, starts, locations, weights)
+
+
+def sample_by_torch(
+    values: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """`sample_levels` by PyTorch's own bilinear sampling, which stores every sample."""
     batch, _, heads, channels = values.shape
     queries = locations.shape[1]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [N x M, Q, L, P, 2]
