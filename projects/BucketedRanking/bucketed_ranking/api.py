@@ -19,6 +19,7 @@ from PIL import Image
 from .engine import inference, run_folder, runs, setup
 from .engine.choice import Choice, choose_config
 from .engine.detections import Detections, as_detections, as_picture
+from .engine.loggers import send_missing_rows
 from .engine.plan import plan_training, plan_weights
 from .engine.prediction import Prediction, Progress, find_objects, predict
 from .engine.processes import Processes, TrainingInterruptedError, is_first_process, started_outside
@@ -340,6 +341,7 @@ def train(
     resume = resume or (auto_resume and run_folder.is_run(folder))
     if resume and run_folder.is_finished(folder, cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE):
         say(f"The run in {folder} is finished: there is nothing left to do.")
+        send_missing_rows(cfg)
         return Training.from_results(run_folder.read_json(folder / run_folder.RESULTS), folder)
     run_folder.choose_seed(cfg, seed, resume)
     total = (started_outside() or processes).total

@@ -210,7 +210,7 @@ class SendRows(HookBase):
 
 
 @contextmanager
-def logging_rows(cfg: CfgNode) -> Iterator[list[HookBase]]:
+def logging_rows(cfg: CfgNode) -> Iterator[list[SendRows]]:
     """Open the loggers of LOGGERS on the main process while the context lasts.
 
     Gives the hook to register after all others; none without loggers, or on other processes.
@@ -244,6 +244,19 @@ def logging_rows(cfg: CfgNode) -> Iterator[list[HookBase]]:
         yield [hook]
     finally:
         hook.close()
+
+
+def send_missing_rows(cfg: CfgNode) -> None:
+    """Send the loggers what they lack of a finished training: all, if they are new to it.
+
+    Raises:
+        BucketRankError: one cannot be used.
+    """
+    require_loggers(cfg)
+    with logging_rows(cfg) as hooks:
+        for hook in hooks:
+            hook.finished = True
+            hook.after_step()
 
 
 def _known(output: Path) -> dict[str, Any]:
