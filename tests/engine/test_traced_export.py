@@ -149,6 +149,14 @@ def test_a_file_that_finds_something_else_is_refused():
         with pytest.raises(BucketRankError, match="The exported file is no good"):
             agreement(small, lambda _, wrong=wrong: wrong, [picture])
 
+    def fails(_) -> None:
+        raise RuntimeError("Reshape: 1102 is not 986")
+
+    with pytest.raises(BucketRankError, match=r"it fails \(Reshape.*nothing was written\.$"):
+        agreement(small, fails, [picture])
+    with pytest.raises(BucketRankError, match=r"written; some detectors.*--image-size HxW\.$"):
+        agreement(small, fails, [picture, picture[:50]])
+
 
 def test_what_is_missing_is_said_and_no_file_is_written_over(tmp_path, monkeypatch):
     small = detector("retinanet_tiny")

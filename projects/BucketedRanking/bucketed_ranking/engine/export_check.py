@@ -1,5 +1,6 @@
 """Whether an exported file finds in pictures what the detector finds."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -86,8 +87,11 @@ def agreement(
     """Compare what a file finds in pictures (RGB, uint8 [H, W, 3]) with what `detect` does.
 
     Raises:
-        BucketRankError: it finds something else.
+        BucketRankError: it finds something else, or fails.
     """
+    sizes = [picture.shape[:2] for picture in pictures]
+    hint = "; some detectors can be exported for one size of pictures alone, with --image-size HxW"
+    end = f"nothing was written{hint if len(set(sizes)) > 1 else ''}."
     detections = same = 0
     errors = [(0.0, 0.0)]
     for picture in pictures:
@@ -99,13 +103,17 @@ def agreement(
             fields = (*fields, instances.pred_masks)
         expected = [field.numpy() for field in fields]
         tolerance = max(_BOX_TOLERANCE, _RELATIVE_TOLERANCE * max(height, width))
-        found = run(picture)
+        no_good = f"The exported file is no good: in a picture of {height} x {width} pixels it"
+        try:
+            found = run(picture)
+        except RuntimeError as error:
+            reason = textwrap.shorten(str(error), 150, placeholder=" ...")
+            raise BucketRankError(f"{no_good} fails ({reason}); {end}") from error
         pairs = matching_detections(found, expected, tolerance)
         if min(len(pairs) - (1 - _MAY_DIFFER) * len(each[0]) for each in (found, expected)) < 0:
             raise BucketRankError(
-                f"The exported file is no good: in a picture of {height} x {width} pixels it finds "
-                f"{len(found[0])} objects, the detector {len(expected[0])}, and only {len(pairs)} "
-                "of them are the same; nothing was written."
+                f"{no_good} finds {len(found[0])} objects, the detector {len(expected[0])}, and "
+                f"only {len(pairs)} of them are the same; {end}"
             )
         detections, same = detections + len(expected[0]), same + len(pairs)
         errors += [
@@ -113,7 +121,6 @@ def agreement(
             for i, j in pairs
         ]
     box_error, score_error = (float(max(each)) for each in zip(*errors, strict=True))
-    sizes = [picture.shape[:2] for picture in pictures]
     return Agreement(sizes, detections, same, box_error, score_error)
 
 

@@ -169,4 +169,11 @@ def _onnx_runner(content: bytes) -> Callable[[np.ndarray], Found] | None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda picture: session.run(None, {"picture": picture})
+
+    def run(picture: np.ndarray) -> Found:
+        try:
+            return session.run(None, {"picture": picture})
+        except Exception as error:  # its own have no class in common
+            raise RuntimeError(str(error)) from error
+
+    return run
