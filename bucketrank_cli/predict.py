@@ -19,8 +19,8 @@ def predict(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Pictures, videos, folders of them, patterns such as 'photos/**/*.jpg', or the "
-            "camera webcam:0."
+            help="Pictures, videos, folders of them, patterns such as 'photos/**/*.jpg', the "
+            "camera webcam:0, or a stream's address such as rtsp://camera/video."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for pictures, videos and predictions.json.")],

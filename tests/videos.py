@@ -1,5 +1,10 @@
-"""Small video files."""
+"""Small video files, and a network camera."""
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -28,3 +33,33 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 def fps_of(path: Path) -> float:
     return cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
+
+
+@contextmanager
+def network_camera(pictures: list[Path]) -> Iterator[str]:
+    """The address of a stream of JPEG pictures without end, as cheap cameras send it (MJPEG)."""
+
+    class Camera(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            try:
+                while True:
+                    for picture in pictures:
+                        jpeg = cv2.imencode(".jpg", cv2.imread(str(picture)))[1].tobytes()
+                        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}"
+                        self.wfile.write(f"{head}\r\n\r\n".encode() + jpeg + b"\r\n")
+                        time.sleep(0.02)
+            except ConnectionError:
+                self.close_connection = True  # nobody looks any more
+
+        def log_message(self, *words: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/video"
+        server.shutdown()
+        thread.join()

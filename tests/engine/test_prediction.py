@@ -10,7 +10,7 @@ import pytest
 from bucketed_ranking import BucketRankError, Detector, Progress, Training
 from bucketed_ranking.engine import prediction, video
 from tests.coco_blobs import write_blobs
-from tests.videos import fps_of, frames_of, write_video
+from tests.videos import fps_of, frames_of, network_camera, write_video
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,28 @@ def test_a_camera_goes_on_until_it_is_stopped(detector, media, tmp_path, monkeyp
     assert last > 0
     drawn = frames_of(tmp_path / "out" / "webcam-0.mp4")
     assert len(drawn) == pytest.approx(8 * last + 1, abs=1), "it lasts as long as it was filmed"
+
+
+@pytest.mark.timeout(120)
+def test_a_stream_of_a_network_camera(detector, media, tmp_path):
+    told: list[Progress] = []
+    with network_camera([media / "001.jpg", media / "002.jpg"]) as address:
+        secret = address.replace("127.0.0.1", "me:password@127.0.0.1") + "?key=secret"
+        found = detector.predict(
+            secret, tmp_path / "out", on_progress=told.append, stop=lambda: len(told) == 4
+        )
+    assert (found.frames, found.stopped) == (4, False)
+    assert {each.total for each in told} == {None}
+    assert {each["file_name"] for each in read(tmp_path / "out")} == {address}
+    (drawn,) = (tmp_path / "out").glob("*.mp4")
+    assert drawn.name == f"127.0.0.1-{address.split(':')[2].replace('/', '-')}.mp4"
+    assert len(frames_of(drawn)) >= 4
+
+
+def test_a_stream_that_is_not_there_is_told_without_its_password(detector, tmp_path):
+    with pytest.raises(BucketRankError, match=r"^http://127.0.0.1:9/x does not answer, or gives"):
+        detector.predict("http://me:password@127.0.0.1:9/x?key=1", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_camera_that_is_not_there_is_told_before_anything_is_written(detector, media, tmp_path):

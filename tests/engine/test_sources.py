@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from bucketed_ranking.engine.sources import describe_source, find_sources, free_name, is_video
+from bucketed_ranking.engine.sources import (
+    describe_source,
+    find_sources,
+    free_name,
+    is_video,
+    name_source,
+)
 from bucketed_ranking.errors import BucketRankError
 
 
@@ -38,6 +44,15 @@ def test_a_number_is_a_camera_unless_a_file_is_called_so(folder):
     assert describe_source(0) == "webcam:0"
     Path("12").touch()
     assert find_sources(["12", "webcam:12"]) == [Path("12"), 12]
+
+
+def test_an_address_is_a_stream():
+    address = "rtsp://me:password@camera:554/live/1?key=secret"
+    assert find_sources([address]) == [address]
+    assert is_video(address)
+    assert describe_source(address) == "rtsp://camera:554/live/1"
+    assert name_source(address) == "camera-554-live-1"
+    assert [name_source(source) for source in (Path("a/b.mp4"), 0)] == ["b", "webcam-0"]
 
 
 @pytest.mark.parametrize("missing", ["none.jpg", "none.mp4", "empty", "*.gif", "webcam:x", "-1"])

@@ -22,7 +22,7 @@ def test_what_is_written_is_read_again_in_rgb(tmp_path):
         for index, color in enumerate((RED, BLUE, RED)):
             writer.write(plain(color), index / 4)
     with VideoReader(path) as reader:
-        assert (reader.fps, reader.total, reader.is_camera) == (4.0, 3, False)
+        assert (reader.fps, reader.total, reader.is_live) == (4.0, 3, False)
         seconds, pictures = zip(*reader, strict=True)
     assert seconds == (0.0, 0.25, 0.5)
     for picture, color in zip(pictures, (RED, BLUE, RED), strict=True):

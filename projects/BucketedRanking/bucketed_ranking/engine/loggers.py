@@ -18,14 +18,11 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..data.files import write_atomically
-from ..errors import BucketRankError
+from ..errors import BucketRankError, without_secrets
 from .run_folder import LOGGED, METRICS
 from .setup import flatten
 
 logger = logging.getLogger(__name__)
-
-_ADDRESS = re.compile(r"""(\w+://)(?:[^\s/'"]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
-"""Its two groups are an address without user, password and query, which may be secret."""
 
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -40,7 +37,7 @@ _MLFLOW_PARAMETERS = 100
 
 def public_config(cfg: CfgNode) -> dict[str, Any]:
     """The config as plain dictionaries, without what may be secret in addresses."""
-    return yaml.safe_load(_ADDRESS.sub(r"\1\2", cfg.dump()))
+    return yaml.safe_load(without_secrets(cfg.dump()))
 
 
 class WandbLogger:
@@ -265,5 +262,5 @@ def _known(output: Path) -> dict[str, Any]:
 
 
 def _one_line(error: Exception) -> str:
-    text = _ADDRESS.sub(r"\1\2", " ".join(str(error).split())).rstrip(".")
+    text = without_secrets(" ".join(str(error).split())).rstrip(".")
     return text or type(error).__name__

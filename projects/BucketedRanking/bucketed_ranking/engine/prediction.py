@@ -19,7 +19,7 @@ from ..data.images import UnreadableImageError, read_picture
 from ..errors import BucketRankError
 from .detections import as_detections
 from .inference import TrainedDetector, detect_batch
-from .sources import Source, describe_source, free_name, is_video
+from .sources import Source, describe_source, free_name, is_video, name_source
 from .video import UnreadableVideoError, VideoReader, VideoWriter
 
 PREDICTIONS = "predictions.json"
@@ -105,8 +105,8 @@ def predict(
             played.
 
     Raises:
-        BucketRankError: `output_dir` has predictions already, there is no such camera, no file can
-            be read, or one cannot be written.
+        BucketRankError: `output_dir` has predictions already, there is no such camera or stream, no
+            file can be read, or one cannot be written.
     """
     if (output_dir / PREDICTIONS).exists():
         raise BucketRankError(
@@ -118,7 +118,8 @@ def predict(
     )  # fmt: skip
     report = Prediction(output_dir)
     with ExitStack() as stack:
-        cameras = {s: stack.enter_context(VideoReader(s)) for s in {*sources} if isinstance(s, int)}
+        live = {s for s in sources if not isinstance(s, Path)}
+        readers = {source: stack.enter_context(VideoReader(source)) for source in live}
         output_dir.mkdir(parents=True, exist_ok=True)
         add = stack.enter_context(_json_list(output_dir / PREDICTIONS))
         job = _Job(detector, find, report, add, on_progress, stop)
@@ -129,7 +130,7 @@ def predict(
                 elif isinstance(each, list):
                     job.pictures(each)
                 else:
-                    job.video(each, cameras.get(each))
+                    job.video(each, readers.get(each))
     if len(report.unreadable) == len({*sources}):
         (output_dir / PREDICTIONS).unlink()  # nothing is in it
         name, reason = next(iter(report.unreadable.items()))
@@ -168,16 +169,14 @@ class _Job:
                 self.report.unreadable[str(path)] = str(error)
 
     def video(self, source: Source, reader: VideoReader | None) -> None:
-        """Args: reader: of a camera; a file is opened here."""
-        name = describe_source(source)
-        stem = source.stem if isinstance(source, Path) else name.replace(":", "-")
-        begun, done = time.monotonic(), 0
+        """Args: reader: of a camera or stream; a file is opened here."""
+        name, begun, done = describe_source(source), time.monotonic(), 0
         try:
             reader = reader or VideoReader(source)
         except UnreadableVideoError as error:
             self.report.unreadable[name] = str(error)
             return
-        output = free_name(self.report.folder, stem, ".mp4")
+        output = free_name(self.report.folder, name_source(source), ".mp4")
         with reader, VideoWriter(output, reader.fps) as writer:
             found = self.find((picture, seconds) for seconds, picture in reader)
             for done, (picture, seconds, instances) in enumerate(found, start=1):
@@ -186,7 +185,7 @@ class _Job:
                 self._write(instances, file_name=name, frame=done - 1, seconds=round(seconds, 3))
                 self._tell(source, instances, done, reader.total, begun)
                 if self.stop():
-                    self.report.stopped |= not reader.is_camera
+                    self.report.stopped |= not reader.is_live
                     return
         if not done:
             self.report.unreadable[name] = "not one frame of it can be read"

@@ -1,4 +1,4 @@
-"""What a prediction reads, pictures, videos and cameras, and free names for what it writes."""
+"""What a prediction reads, pictures, videos, cameras and streams, and free names for its files."""
 
 import glob
 import re
@@ -6,16 +6,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..data.images import PICTURES
-from ..errors import BucketRankError
+from ..errors import BucketRankError, without_secrets
 
 VIDEOS = {
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts",
 }  # fmt: skip
 """Endings of the files that are taken for videos."""
 _CAMERA = re.compile(r"(?:webcam:)?(\d{1,4})")
+_STREAM = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp)://.+", re.IGNORECASE)
 
-Source = Path | int
-"""The file of a picture or of a video, or the number of a camera."""
+Source = Path | int | str
+"""The file of a picture or of a video, the number of a camera, or the address of a stream."""
 
 
 def find_sources(words: Sequence[str | Path]) -> list[Source]:
@@ -23,7 +24,8 @@ def find_sources(words: Sequence[str | Path]) -> list[Source]:
 
     Args:
         words: a picture or a video; a folder, for those in it; a pattern such as "photos/**/*.jpg";
-            a camera, "webcam:0", or "0" where no file is called so.
+            a camera, "webcam:0", or "0" where no file is called so; the address of a stream, such
+            as "rtsp://camera/video".
 
     Raises:
         BucketRankError: one of them is not there, or there is neither picture nor video.
@@ -31,7 +33,9 @@ def find_sources(words: Sequence[str | Path]) -> list[Source]:
     found: list[Source] = []
     for word in words:
         path, camera = Path(word), _CAMERA.fullmatch(str(word))
-        if path.is_dir():
+        if _STREAM.fullmatch(str(word)):
+            found.append(str(word))
+        elif path.is_dir():
             found += _known(path.iterdir())
         elif path.is_file():
             found.append(path)
@@ -55,12 +59,21 @@ def _known(paths: Iterable[Path]) -> list[Path]:
 
 def is_video(source: Source) -> bool:
     """Whether a source has frames; a file of another ending is read as a picture."""
-    return isinstance(source, int) or source.suffix.lower() in VIDEOS
+    return not isinstance(source, Path) or source.suffix.lower() in VIDEOS
 
 
 def describe_source(source: Source) -> str:
-    """What a user calls it."""
-    return f"webcam:{source}" if isinstance(source, int) else str(source)
+    """What a user calls it, without a password."""
+    if isinstance(source, Path):
+        return str(source)
+    return f"webcam:{source}" if isinstance(source, int) else without_secrets(source)
+
+
+def name_source(source: Source) -> str:
+    """A file's name for what is found in it, without an ending."""
+    if isinstance(source, Path):
+        return source.stem
+    return re.sub(r"[^\w.]+", "-", describe_source(source).rpartition("://")[2]).strip("-")[:100]
 
 
 def free_name(folder: Path, stem: str, suffix: str = ".png") -> Path:

@@ -1,4 +1,4 @@
-"""Frames of video files and cameras, and videos to write, by OpenCV."""
+"""Frames of video files, cameras and streams, and videos to write, by OpenCV."""
 
 import math
 import os
@@ -39,33 +39,39 @@ class UnreadableVideoError(ValueError):
 
 
 class VideoReader:
-    """The frames of a video file or of a camera, in a `with` statement.
+    """The frames of a video file, a camera or a stream, in a `with` statement.
+
+    Attributes:
+        is_live: it comes as it happens, and has no end of its own.
 
     Raises:
-        BucketRankError: there is no such camera.
+        BucketRankError: there is no such camera or stream.
         UnreadableVideoError: the file is no video, or is damaged from its first frame on.
     """
 
     def __init__(self, source: Source):
-        self.is_camera = isinstance(source, int)
         with _quiet():
-            self._capture = cv2.VideoCapture(source if self.is_camera else str(source))
+            self._capture = cv2.VideoCapture(str(source) if isinstance(source, Path) else source)
         if not self._capture.isOpened():
             self._capture.release()
-            if self.is_camera:
-                raise BucketRankError(
-                    f"There is no camera {describe_source(source)}, or another program uses it."
-                )
-            raise UnreadableVideoError("it is no video that OpenCV can read, or is cut off")
-        if self.is_camera:
-            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not one of before
+            if isinstance(source, Path):
+                raise UnreadableVideoError("it is no video that OpenCV can read, or is cut off")
+            name = describe_source(source)
+            raise BucketRankError(
+                f"There is no camera {name}, or another program uses it."
+                if isinstance(source, int)
+                else f"{name} does not answer, or gives no video that OpenCV can read."
+            )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if _FPS_RANGE[0] <= fps <= _FPS_RANGE[1] else _USUAL_FPS
         """Frames per second; the usual 30 where it is not known."""
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        known = not self.is_camera and math.isfinite(count) and count > 0
+        known = not isinstance(source, int) and math.isfinite(count) and count > 0
         self.total = int(count) if known else None
         """How many frames the file says that it has; None: not known."""
+        self.is_live = not known and not isinstance(source, Path)
+        if self.is_live:
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not one of before
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -82,7 +88,7 @@ class VideoReader:
             if not there:
                 return
             begun = begun if index else time.monotonic()
-            seconds = time.monotonic() - begun if self.is_camera else index / self.fps
+            seconds = time.monotonic() - begun if self.is_live else index / self.fps
             yield seconds, Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
             index += 1
 
