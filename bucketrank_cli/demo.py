@@ -41,6 +41,6 @@ def demo(
     picture = job.draw_comparison(LOSSES, output)
     say(f"Detections beside the ground truth: {picture}")
     say(
-        "Next: your own data, `bucketrank dataset add NAME --json F --images D --val-fraction 0.2`"
-        " and `bucketrank train retinanet_tiny --dataset NAME`."
+        "Next: your own data, `bucketrank dataset add NAME FOLDER --val-fraction 0.2` (labels of "
+        "YOLO, VOC, COCO, ...) and `bucketrank train --dataset NAME`."
     )
