@@ -109,7 +109,8 @@ def _report(found: "Prediction") -> None:
     for path, reason in found.unreadable.items():
         say(f"Skipped {path}: {reason}")
     for path, (done, total) in found.cut_off.items():
-        say(f"{path} is cut off or damaged: {done} of its {total} frames could be read")
+        damaged = f"is cut off or damaged: {done} of its {total} frames could be read"
+        say(f"{path} {f'ended by itself, after {done} frames' if total is None else damaged}")
     counts = {"picture": found.pictures, "video frame": found.frames, "object": found.objects}
     *read, objects = (f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
     read = [each for each in read if not each.startswith("0 ")]

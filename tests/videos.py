@@ -36,8 +36,8 @@ def fps_of(path: Path) -> float:
 
 
 @contextmanager
-def network_camera(pictures: list[Path]) -> Iterator[str]:
-    """The address of a stream of JPEG pictures without end, as cheap cameras send it (MJPEG)."""
+def network_camera(pictures: list[Path], rounds: int = 10_000) -> Iterator[str]:
+    """The address of a stream of JPEG pictures, again and again, as cheap cameras send (MJPEG)."""
 
     class Camera(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -45,12 +45,11 @@ def network_camera(pictures: list[Path]) -> Iterator[str]:
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
             self.end_headers()
             try:
-                while True:
-                    for picture in pictures:
-                        jpeg = cv2.imencode(".jpg", cv2.imread(str(picture)))[1].tobytes()
-                        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}"
-                        self.wfile.write(f"{head}\r\n\r\n".encode() + jpeg + b"\r\n")
-                        time.sleep(0.02)
+                for picture in pictures * rounds:
+                    jpeg = cv2.imencode(".jpg", cv2.imread(str(picture)))[1].tobytes()
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}"
+                    self.wfile.write(f"{head}\r\n\r\n".encode() + jpeg + b"\r\n")
+                    time.sleep(0.02)
             except ConnectionError:
                 self.close_connection = True  # nobody looks any more
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bucketed_ranking import train
 from bucketed_ranking.engine import run_folder, runs
 from bucketed_ranking.engine.loggers import (
     MlflowLogger,
@@ -161,6 +162,17 @@ def test_each_row_is_sent_once_to_one_run_whatever_stops_the_training(
     ]
     assert [row["iteration"] for row in clients.metrics["a"]] == [1, 3, 5, 6]
     assert clients.ends == [("wandb", "first", 0), ("mlflow", "a", "FINISHED")]
+
+    # A logger of which the run did not know is told of the run, not of the command that names it.
+    (tmp_path / run_folder.LOGGED).unlink()
+    clients.rows.clear()
+    config = str(tmp_path / run_folder.CONFIG)
+    train(config, output=tmp_path, resume=True, log=["wandb"], options={"SOLVER.BASE_LR": 9.0})
+    assert [row["iteration"] for row in clients.rows["first"]] == [1, 3, 5, 6]
+    told = run_folder.read_config(tmp_path)
+    assert clients.configs[-1]["SOLVER"]["BASE_LR"] == told.SOLVER.BASE_LR != 9.0
+    assert clients.configs[-1]["SEED"] == told.SEED
+    assert "is finished: rows that are missing go to wandb." in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("blobs")

@@ -168,6 +168,15 @@ def test_a_stream_of_a_network_camera(detector, media, tmp_path):
     assert len(frames_of(drawn)) >= 4
 
 
+@pytest.mark.timeout(120)
+def test_a_stream_that_ends_by_itself_is_told(detector, media, tmp_path):
+    with network_camera([media / "001.jpg", media / "002.jpg"], rounds=3) as address:
+        found = detector.predict([address, address], tmp_path / "out")
+    assert found.frames == 6, "what is named twice is looked at once"
+    assert found.cut_off == {address: (6, None)}
+    assert not found.unreadable
+
+
 def test_a_stream_that_is_not_there_is_told_without_its_password(detector, tmp_path):
     with pytest.raises(BucketRankError, match=r"^http://127.0.0.1:9/x does not answer, or gives"):
         detector.predict("http://me:password@127.0.0.1:9/x?key=1", tmp_path / "out")

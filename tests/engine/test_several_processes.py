@@ -156,6 +156,8 @@ def test_torchrun_trains_the_same_and_stops(whole, tmp_path):
     assert ended(start(output, "--resume", launcher=torchrun)) == 0, printed(output)
     assert printed(output).count("Everything is in") == 1
     assert_same_run(output, whole)
+    assert ended(start(output, "--resume", launcher=torchrun)) == 0, printed(output)
+    assert "there is nothing left to do" in printed(output)
 
 
 @pytest.mark.slow

@@ -52,6 +52,9 @@ def test_an_address_is_a_stream():
     assert is_video(address)
     assert describe_source(address) == "rtsp://camera:554/live/1"
     assert name_source(address) == "camera-554-live-1"
+    assert name_source("https://camera/a.mp4") == "camera-a"
+    for password in ("p/w", "it's", "a@b"):
+        assert describe_source(f"rtsp://me:{password}@camera/1") == "rtsp://camera/1"
     assert [name_source(source) for source in (Path("a/b.mp4"), 0)] == ["b", "webcam-0"]
 
 

@@ -320,16 +320,19 @@ def train(
     setup.merge_options(cfg, planned)
     setup.merge_options(cfg, words)
     setup.check_values(cfg)
-    setup.datasets_of(cfg)
+    setup.datasets_of(cfg)  # raises where the options name none or several
     folder = Path(output) if output else setup.default_output(config, cfg)
     cfg.OUTPUT_DIR = str(folder)
     processes = Processes(
         num_gpus or num_processes or 1, num_machines, machine_rank, dist_url, num_gpus is not None
     )
     cfg = runs.scale_to_processes(cfg, processes)
+    resume = resume or (auto_resume and run_folder.is_run(folder))
+    done = resume and run_folder.is_finished(folder, cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE)
     if not is_first_process(processes):
         # Of several that were started by hand, by torchrun or by Slurm, the first one speaks.
-        runs.train(cfg, processes=processes, profile=profile)
+        if not done:
+            runs.train(cfg, processes=processes, profile=profile)
         return None
     if chosen:
         plain = {"--image-size": chosen.image_size, "--epochs": chosen.epochs}
@@ -338,10 +341,14 @@ def train(
     if planned:
         pairs = zip(planned[::2], planned[1::2], strict=True)
         say(f"As config keys: {' '.join(f'{key} {shlex.quote(value)}' for key, value in pairs)}")
-    resume = resume or (auto_resume and run_folder.is_run(folder))
-    if resume and run_folder.is_finished(folder, cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE):
-        say(f"The run in {folder} is finished: there is nothing left to do.")
-        send_missing_rows(cfg)
+    if done:
+        left = "there is nothing left to do"
+        if cfg.LOGGERS:
+            left = f"rows that are missing go to {' and '.join(cfg.LOGGERS)}"
+        say(f"The run in {folder} is finished: {left}.")
+        own = run_folder.read_config(folder)  # what was trained, whatever this command says
+        own.LOGGERS, own.OUTPUT_DIR = cfg.LOGGERS, str(folder)
+        send_missing_rows(own)
         return Training.from_results(run_folder.read_json(folder / run_folder.RESULTS), folder)
     run_folder.choose_seed(cfg, seed, resume)
     total = (started_outside() or processes).total

@@ -35,7 +35,7 @@ class Progress(NamedTuple):
     done: int
     """Frames of the video, or pictures."""
     total: int | None
-    """Of `done`; None: not known, of cameras and some files."""
+    """Of `done`; None: not known, of cameras, streams and some files."""
     per_second: float
     """Of `done`, since the video or the pictures were begun."""
 
@@ -50,10 +50,11 @@ class Prediction:
     objects: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     """Files that could not be read, and why."""
-    cut_off: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Videos that ended early: the frames that were read, and those that there should be."""
+    cut_off: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    """Videos that ended early: the frames that were read, and those that there should be; None: of
+    a camera or stream, which ended by itself."""
     stopped: bool = False
-    """Whether it was asked to stop before everything was read; a camera has no end."""
+    """Whether it was asked to stop before everything was read; a camera or stream has no end."""
 
 
 def find_objects(
@@ -112,14 +113,15 @@ def predict(
         raise BucketRankError(
             f"There are predictions in {output_dir} already; choose another folder with --out."
         )
+    sources = list(dict.fromkeys(sources))
     find = partial(
         find_objects, detector, score_threshold=score_threshold, raw_scores=raw_scores,
         batch_size=batch_size,
     )  # fmt: skip
     report = Prediction(output_dir)
     with ExitStack() as stack:
-        live = {s for s in sources if not isinstance(s, Path)}
-        readers = {source: stack.enter_context(VideoReader(source)) for source in live}
+        first = [source for source in sources if not isinstance(source, Path)]
+        readers = {source: stack.enter_context(VideoReader(source)) for source in first}
         output_dir.mkdir(parents=True, exist_ok=True)
         add = stack.enter_context(_json_list(output_dir / PREDICTIONS))
         job = _Job(detector, find, report, add, on_progress, stop)
@@ -131,7 +133,7 @@ def predict(
                     job.pictures(each)
                 else:
                     job.video(each, readers.get(each))
-    if len(report.unreadable) == len({*sources}):
+    if len(report.unreadable) == len(sources):
         (output_dir / PREDICTIONS).unlink()  # nothing is in it
         name, reason = next(iter(report.unreadable.items()))
         raise BucketRankError(f"Nothing could be read, such as {name}: {reason}.")
@@ -189,7 +191,8 @@ class _Job:
                     return
         if not done:
             self.report.unreadable[name] = "not one frame of it can be read"
-        elif reader.total and done < reader.total - 1:  # of some files it is an estimate
+        elif reader.is_live or (reader.total and done < reader.total - 1):
+            # Of some files it is an estimate.
             self.report.cut_off[name] = done, reader.total
 
     def _draw(self, picture: Image.Image, instances: Instances) -> Image.Image:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..data.images import PICTURES
-from ..errors import BucketRankError, without_secrets
+from ..errors import BucketRankError
 
 VIDEOS = {
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts",
@@ -66,14 +66,18 @@ def describe_source(source: Source) -> str:
     """What a user calls it, without a password."""
     if isinstance(source, Path):
         return str(source)
-    return f"webcam:{source}" if isinstance(source, int) else without_secrets(source)
+    if isinstance(source, int):
+        return f"webcam:{source}"
+    # Unlike in a text that holds addresses, a password may hold any character.
+    return re.sub(r"^(\w+://)(?:[^?#]*@)?([^?#]*).*", r"\1\2", source)
 
 
 def name_source(source: Source) -> str:
-    """A file's name for what is found in it, without an ending."""
+    """The stem of the file that a source's drawn video is written to."""
     if isinstance(source, Path):
         return source.stem
-    return re.sub(r"[^\w.]+", "-", describe_source(source).rpartition("://")[2]).strip("-")[:100]
+    name = re.sub(r"[^\w.]+", "-", describe_source(source).rpartition("://")[2]).strip("-")
+    return name.removesuffix(next((end for end in VIDEOS if name.endswith(end)), ""))[:100]
 
 
 def free_name(folder: Path, stem: str, suffix: str = ".png") -> Path:

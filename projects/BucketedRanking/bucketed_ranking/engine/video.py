@@ -71,7 +71,8 @@ class VideoReader:
         """How many frames the file says that it has; None: not known."""
         self.is_live = not known and not isinstance(source, Path)
         if self.is_live:
-            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not one of before
+            # The newest frame, not one of before; of a stream FFmpeg gives all there are.
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
 
     def __enter__(self) -> "VideoReader":
         return self
