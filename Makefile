@@ -28,7 +28,7 @@ demo: setup ## generate the data set, train and evaluate two small detectors, pr
 table_options := $(foreach name,DATASET DETECTORS LOSSES SEEDS PROFILE GPUS PROCESSES_PER_CELL OUTPUT,\
 	$(if $($(name)),--$(shell echo $(name) | tr A-Z_ a-z-) '$($(name))'))
 
-reproduce-table: setup ## train detectors x losses and compare them; see README
+reproduce-table: setup ## train detectors x losses and compare them; see docs/choosing-a-loss.md
 	.venv/bin/bucketrank table $(table_options)
 
 test: setup ## run the tests

@@ -27,8 +27,8 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     # What one ranking spans where several processes share a batch: "process", the images of each on
     # their own, or "global", those of all, so that losses and gradients are those of one process
     # with the whole batch (but for what a process does to its own images: padding them to the
-    # largest, batch normalisation, drawing MAX_MASKS). Exact losses alone have the choice. None:
-    # "global" for them, "process" for all others.
+    # largest, batch normalisation, drawing MAX_MASKS). Exact losses, and qfl, vfl and mal, alone
+    # have the choice. None: "global" for them, "process" for all others.
     cfg.MODEL.RANKING.SCOPE = None
     # Scale the box loss to the value of the classification loss: RS in every step, aLRP by averages
     # over an epoch of training, from 50 in the first (the public aLRP code).
