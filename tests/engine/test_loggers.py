@@ -172,7 +172,7 @@ def test_each_row_is_sent_once_to_one_run_whatever_stops_the_training(
     told = run_folder.read_config(tmp_path)
     assert clients.configs[-1]["SOLVER"]["BASE_LR"] == told.SOLVER.BASE_LR != 9.0
     assert clients.configs[-1]["SEED"] == told.SEED
-    assert "is finished: rows that are missing go to wandb." in capsys.readouterr().out
+    assert "is finished: what loggers lack of it is sent." in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("blobs")

@@ -342,13 +342,13 @@ def train(
         pairs = zip(planned[::2], planned[1::2], strict=True)
         say(f"As config keys: {' '.join(f'{key} {shlex.quote(value)}' for key, value in pairs)}")
     if done:
-        left = "there is nothing left to do"
         if cfg.LOGGERS:
-            left = f"rows that are missing go to {' and '.join(cfg.LOGGERS)}"
-        say(f"The run in {folder} is finished: {left}.")
-        own = run_folder.read_config(folder)  # what was trained, whatever this command says
-        own.LOGGERS, own.OUTPUT_DIR = cfg.LOGGERS, str(folder)
-        send_missing_rows(own)
+            say(f"The run in {folder} is finished: what loggers lack of it is sent.")
+            own = run_folder.read_config(folder)  # what was trained, whatever this command says
+            own.LOGGERS, own.OUTPUT_DIR = cfg.LOGGERS, str(folder)
+            send_missing_rows(own)
+        else:
+            say(f"The run in {folder} is finished: there is nothing left to do.")
         return Training.from_results(run_folder.read_json(folder / run_folder.RESULTS), folder)
     run_folder.choose_seed(cfg, seed, resume)
     total = (started_outside() or processes).total
