@@ -422,8 +422,11 @@ def test_predict_with_what_is_no_run_is_told(source, run_dir, cells, tmp_path):
 
 
 def test_predict_overwrites_no_picture(run_dir, cells, tmp_path):
-    picture = cells / "test" / "images" / "001.jpg"
-    assert invoke("predict", run_dir, picture, picture, "--out", tmp_path).exit_code == 0
+    picture, other = cells / "test" / "images" / "001.jpg", tmp_path / "other" / "001.jpg"
+    other.parent.mkdir()
+    shutil.copy(picture, other)
+    # What is named twice is looked at once.
+    assert invoke("predict", run_dir, picture, other, picture, "--out", tmp_path).exit_code == 0
     assert sorted(p.name for p in tmp_path.glob("*.png")) == ["001-2.png", "001.png"]
     result = invoke("predict", run_dir, picture, "--out", tmp_path)
     assert result.exit_code == 2
