@@ -109,8 +109,10 @@ def _report(found: "Prediction") -> None:
     for path, reason in found.unreadable.items():
         say(f"Skipped {path}: {reason}")
     for path, (done, total) in found.cut_off.items():
-        damaged = f"is cut off or damaged: {done} of its {total} frames could be read"
-        say(f"{path} {f'ended by itself, after {done} frames' if total is None else damaged}")
+        if total is None:
+            say(f"{path} ended by itself, after {done} frames")
+        else:
+            say(f"{path} is cut off or damaged: {done} of its {total} frames could be read")
     counts = {"picture": found.pictures, "video frame": found.frames, "object": found.objects}
     *read, objects = (f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
     read = [each for each in read if not each.startswith("0 ")]

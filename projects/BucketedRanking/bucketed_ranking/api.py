@@ -344,9 +344,7 @@ def train(
     if done:
         if cfg.LOGGERS:
             say(f"The run in {folder} is finished: what loggers lack of it is sent.")
-            own = run_folder.read_config(folder)  # what was trained, whatever this command says
-            own.LOGGERS, own.OUTPUT_DIR = cfg.LOGGERS, str(folder)
-            send_missing_rows(own)
+            send_missing_rows(folder, cfg.LOGGERS)
         else:
             say(f"The run in {folder} is finished: there is nothing left to do.")
         return Training.from_results(run_folder.read_json(folder / run_folder.RESULTS), folder)

@@ -1,13 +1,4 @@
-"""The one error type for anything that a user can cause and can mend, and what no message says."""
-
-import re
-
-_ADDRESS = re.compile(r"""(\w+://)(?:[^\s/'"]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
-
-
-def without_secrets(text: str) -> str:
-    """A text whose addresses have no user, password and query any more."""
-    return _ADDRESS.sub(r"\1\2", text)
+"""The one error type for anything that a user can cause and can mend."""
 
 
 class BucketRankError(Exception):

@@ -7,7 +7,7 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..data.files import write_atomically
-from ..errors import BucketRankError, without_secrets
-from .run_folder import LOGGED, METRICS
+from ..errors import BucketRankError
+from .run_folder import LOGGED, METRICS, read_config
 from .setup import flatten
 
 logger = logging.getLogger(__name__)
+
+_ADDRESS = re.compile(r"""(\w+://)(?:[^\s/'"]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
+"""Its two groups are an address without user, password and query, which may be secret."""
 
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,7 +40,7 @@ _MLFLOW_PARAMETERS = 100
 
 def public_config(cfg: CfgNode) -> dict[str, Any]:
     """The config as plain dictionaries, without what may be secret in addresses."""
-    return yaml.safe_load(without_secrets(cfg.dump()))
+    return yaml.safe_load(_ADDRESS.sub(r"\1\2", cfg.dump()))
 
 
 class WandbLogger:
@@ -243,12 +246,14 @@ def logging_rows(cfg: CfgNode) -> Iterator[list[SendRows]]:
         hook.close()
 
 
-def send_missing_rows(cfg: CfgNode) -> None:
-    """Send the loggers what they lack of a finished training: all, if they are new to it.
+def send_missing_rows(output: Path, loggers: Sequence[str]) -> None:
+    """Send loggers what they lack of the finished run in a folder: all, if they are new to it.
 
     Raises:
         BucketRankError: one cannot be used.
     """
+    cfg = read_config(output)
+    cfg.LOGGERS, cfg.OUTPUT_DIR = list(loggers), str(output)
     require_loggers(cfg)
     with logging_rows(cfg) as hooks:
         for hook in hooks:
@@ -262,5 +267,5 @@ def _known(output: Path) -> dict[str, Any]:
 
 
 def _one_line(error: Exception) -> str:
-    text = without_secrets(" ".join(str(error).split())).rstrip(".")
+    text = _ADDRESS.sub(r"\1\2", " ".join(str(error).split())).rstrip(".")
     return text or type(error).__name__

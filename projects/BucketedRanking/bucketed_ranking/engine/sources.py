@@ -77,7 +77,8 @@ def name_source(source: Source) -> str:
     if isinstance(source, Path):
         return source.stem
     name = re.sub(r"[^\w.]+", "-", describe_source(source).rpartition("://")[2]).strip("-")
-    return name.removesuffix(next((end for end in VIDEOS if name.endswith(end)), ""))[:100]
+    path = Path(name)
+    return (path.stem if path.suffix.lower() in VIDEOS else name)[:100]
 
 
 def free_name(folder: Path, stem: str, suffix: str = ".png") -> Path:
