@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOptions, Device, number, percent, say
+from .options import ConfigOptions, Device, say
 
 LOSSES = ("brs", "score")
 
@@ -20,6 +20,7 @@ def demo(
     from rich.console import Console
     from rich.table import Table
 
+    from bucketed_ranking.console import number
     from bucketed_ranking.detectron2_setup import require_detectron2
 
     require_detectron2("The demo")
@@ -32,8 +33,8 @@ def demo(
     for loss, result in results.items():
         table.add_row(
             loss,
-            percent(result["bbox"]["AP"]),
-            percent(result["bbox"]["AP50"]),
+            number(result["bbox"]["AP"]),
+            number(result["bbox"]["AP50"]),
             number(result["seconds_per_iteration"], 3),
             number(result["loss_ms_per_iteration"], 1),
         )

@@ -1,6 +1,5 @@
 """Options and output that several commands share."""
 
-import math
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -99,6 +98,8 @@ def print_results(measured: "Evaluation | Training") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bucketed_ranking.console import number
+
     console = Console()
     for task, found in (("bbox", measured.bbox), ("segm", measured.segm)):
         if found is None:
@@ -106,20 +107,22 @@ def print_results(measured: "Evaluation | Training") -> None:
         table = Table(title=f"{task} AP (%) on {measured.dataset}", title_justify="left")
         for name in found.summary:
             table.add_column(name, justify="right")
-        table.add_row(*map(percent, found.summary.values()))
+        table.add_row(*map(number, found.summary.values()))
         console.print(table)
         if found.per_class:
             classes = Table(title="AP per class", title_justify="left")
             classes.add_column("class")
             classes.add_column("AP", justify="right")
             for name, ap in found.per_class.items():
-                classes.add_row(name, percent(ap))
+                classes.add_row(name, number(ap))
             console.print(classes)
     _print_calibration(measured.calibration)
 
 
 def _print_calibration(measured: Mapping[str, float]) -> None:
     """Print in one line how far scores are from the share of right detections."""
+    from bucketed_ranking.console import number
+
     parts = [
         f"{number(measured[key], 3)} of {which} scores"
         for key, which in (("error", "the model's"), ("error_calibrated", "calibrated"))
@@ -131,16 +134,6 @@ def _print_calibration(measured: Mapping[str, float]) -> None:
             f"Detection calibration error: {', '.join(parts)} "
             f"(from the best score threshold on: {', '.join(kept)})"
         )
-
-
-def percent(value: float | None) -> str:
-    """A metric with one decimal; a dash where it could not be computed."""
-    return number(value, 1)
-
-
-def number(value: float | None, decimals: int) -> str:
-    """A number with so many decimals; a dash where it could not be computed."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def picture_size(text: str) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """The command line's entry point: errors, versions, help, completion."""
 
 import errno
-import math
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from typer.testing import CliRunner
 
 from bucketed_ranking.errors import BucketRankError
 from bucketrank_cli import main as entry
-from bucketrank_cli.options import percent
 
 
 def run_raising(error: BaseException):
@@ -100,11 +98,6 @@ def test_a_bug_keeps_its_traceback_and_says_where_to_report_it(monkeypatch):
     with pytest.raises(ZeroDivisionError) as caught:
         entry.main()
     assert "report it" in caught.value.__notes__[0]
-
-
-@pytest.mark.parametrize(("value", "shown"), [(39.46, "39.5"), (None, "-"), (math.nan, "-")])
-def test_metrics_that_are_not_known_are_dashes(value, shown):
-    assert percent(value) == shown
 
 
 def test_version_names_what_matters():

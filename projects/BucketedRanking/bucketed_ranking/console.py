@@ -1,5 +1,6 @@
-"""Printing to the terminal: lines, and the progress of what takes long."""
+"""What people read: lines and numbers, and the progress of what takes long."""
 
+import math
 import time
 
 from rich.console import Console
@@ -9,6 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def say(console: Console, text: str) -> None:
     """Print a text as it is: not folded, not coloured."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def number(value: float | None, decimals: int = 1, unit: str = "") -> str:
+    """A number with so many decimals; a dash where it is not known or could not be computed."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{decimals}f}{unit}"
 
 
 class ProgressDisplay:

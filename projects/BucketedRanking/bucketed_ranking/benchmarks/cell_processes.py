@@ -13,13 +13,13 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-from ..console import ProgressDisplay
+from ..console import ProgressDisplay, number
 from ..engine.run_folder import is_run
 from ..engine.run_records import Record
 from ..published import TASKS, published
 from . import cell_records as records
 from .cells import Cell
-from .output import in_words, number
+from .output import in_words
 
 _POLL_SECONDS, _SHOW_SECONDS = 0.5, 2.0
 _PLAIN_INTERVAL_S = 60.0

@@ -87,11 +87,6 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def number(value: float | None, decimals: int, unit: str = "") -> str:
-    """A number with so many decimals; a dash where it is not known."""
-    return "-" if value is None else f"{value:.{decimals}f}{unit}"
-
-
 def in_words(seconds: float) -> str:
     """A length of time as people say it: 40 s, 12 min, 3.5 h, 2.1 days."""
     if seconds < 100:

@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ..console import say
+from ..console import number, say
 from ..data.files import write_atomically
 from ..engine.evaluation import METRICS
 from ..engine.run_records import Record
 from ..published import IMAGES_PER_RANKING, TASKS
 from .cell_records import FAILED, FINISHED, OBSTRUCTED
-from .output import Columns, Table, csv_text, in_words, number, page
+from .output import Columns, Table, csv_text, in_words, page
 from .plots import draw_table
 from .rows import Row, Statistic, finished_rows, make_rows
 

@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from rich.console import Console
 
-from ..console import ProgressDisplay, say
+from ..console import ProgressDisplay, number, say
 from ..data.files import write_atomically
 from ..engine import runs, setup
 from ..engine.hooks import SeedEachIteration
@@ -31,7 +31,6 @@ from ..zoo import available_configs
 from . import cell_records as records
 from . import timing
 from .cells import DEFAULT_LOSSES, choose_detectors, is_small
-from .output import number
 from .timing import Timing, TimingOptions
 
 # COCO has 7.3 objects a picture; their sizes here are spread evenly over the octaves.

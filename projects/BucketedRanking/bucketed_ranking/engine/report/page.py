@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from jinja2 import Environment, StrictUndefined
 
+from ...console import number
 from ...html_page import data_uri, html_page
 from ...published import TASKS
 from ..calibration import MatchedDetections, ScoreMap, cross_fitted, fit_score_map
@@ -81,7 +82,7 @@ def render(
         own = results["dataset"] in cfg.DATASETS.TEST
         content |= _found(pictures, run["class_names"], results, score_map, own)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "picture": data_uri}
+    environment.filters |= {"number": number, "picture": data_uri}
     body = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(content)
     return html_page(title, body, _STYLE.read_text(encoding="utf-8"))
 
@@ -243,8 +244,3 @@ def command_line(command: Sequence[str]) -> str:
 
 def _share(part: int, whole: int) -> float:
     return 100 * part / whole if whole else math.nan
-
-
-def _number(value: float | None, decimals: int = 1) -> str:
-    """With so many decimals; a dash where it is not known."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
