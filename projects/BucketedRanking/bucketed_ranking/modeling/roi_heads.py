@@ -34,7 +34,7 @@ class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
         """See :meth:`FastRCNNOutputLayers.losses`; losses of :class:`RankingCriterion`.
 
         For the mask head, proposals are given "scores" [Ri], the largest score of each positive
-        (0 for the rest), and, with self-balance, "classification_loss" [Ri], that of their ranking.
+        (0 for the rest), and "classification_loss" [Ri], that of their ranking.
         """
         logits, deltas = predictions
         labels = cat([p.gt_classes for p in proposals])
@@ -54,8 +54,7 @@ class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
         scores = result.scores.new_zeros(len(labels)).index_copy(0, positives, result.scores)
         for each, part in zip(proposals, scores.split([len(p) for p in proposals]), strict=True):
             each.scores = part
-            if self.criterion.self_balance:
-                each.classification_loss = result.classification.expand(len(each))
+            each.classification_loss = result.classification.expand(len(each))
         return result.losses
 
     def predict_probs(self, predictions, proposals):
@@ -66,10 +65,12 @@ class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class RankingMaskHead(MaskRCNNConvUpsampleHead):
-    """:class:`MaskRCNNConvUpsampleHead` with the score-weighted Dice loss of RS Loss.
+    """:class:`MaskRCNNConvUpsampleHead` with RS Loss' Dice loss: score-weighted, self-balanced.
 
-    Its parameters are those of the base class. In training it takes positives only, with the fields
-    that :class:`RankingFastRCNNOutputLayers` gives them beside those that the base class needs.
+    It is balanced with every loss and whatever MODEL.RANKING.SELF_BALANCE is, which is about boxes:
+    left alone, it is too small for masks to be learned (docs/results/recipes.md). Its parameters
+    are those of the base class. In training it takes positives only, with the fields that
+    :class:`RankingFastRCNNOutputLayers` gives them beside those that the base class needs.
     """
 
     @configurable
@@ -89,24 +90,22 @@ class RankingMaskHead(MaskRCNNConvUpsampleHead):
         # An image without objects has no masks.
         instances = [each for each in instances if len(each)]
         weighted_sum = 0 * logits.sum()
-        weights = balanced = classification = weighted_sum.detach()
+        weights = classification = holders = weighted_sum.detach()
         if instances:
             scores = cat([each.scores for each in instances])
             weighted_sum = (scores * self._dice_losses(logits, instances)).sum()
             weights = scores.sum()
-            if instances[0].has("classification_loss"):
-                classification = instances[0].classification_loss[0]
-                balanced = torch.ones_like(classification)
+            classification = instances[0].classification_loss[0]
+            holders = torch.ones_like(classification)
         # A process without masks takes part, and hears of the classification loss from the others.
-        own = weighted_sum, weights, balanced, classification
-        weighted_sum, weights, balanced, classification = sums_of_group(
+        own = weighted_sum, weights, classification, holders
+        weighted_sum, weights, classification, holders = sums_of_group(
             own, ranking_group(self.scope)
         )
         loss = weighted_mean(weighted_sum, weights)
         put_statistics("mask_head", {"mask_error": loss.detach()})
-        factor = classification / balanced.clamp(min=1)
-        loss = torch.where(balanced > 0, self_balanced(loss, factor), loss)
-        return {"loss_mask": self.loss_weight * loss}
+        balanced = self_balanced(loss, classification / holders.clamp(min=1))
+        return {"loss_mask": self.loss_weight * balanced}
 
     def _dice_losses(self, logits, instances):
         targets = cat(
