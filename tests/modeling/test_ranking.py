@@ -92,10 +92,11 @@ def test_statistics_of_every_head_reach_the_storage_when_they_are_written():
 
 def test_only_alrp_is_balanced_over_epochs():
     for loss, expected in (("brs", 0), ("ap", 0), ("alrp-exact", 2)):
-        model = build_model(narrow_config("faster_rcnn_tiny", loss))
+        papers = narrow_config("faster_rcnn_tiny", loss, "MODEL.RANKING.SELF_BALANCE", "None")
+        model = build_model(papers)
         assert sum(isinstance(each, EpochBalance) for each in model.modules()) == expected
-    off = narrow_config("faster_rcnn_tiny", "alrp", "MODEL.RANKING.SELF_BALANCE", "False")
-    assert not any(isinstance(each, EpochBalance) for each in build_model(off).modules())
+    off = build_model(narrow_config("faster_rcnn_tiny", "alrp"))  # by its recipe
+    assert not any(isinstance(each, EpochBalance) for each in off.modules())
 
 
 def test_a_head_with_alrp_balances_its_box_loss_over_epochs():
