@@ -94,21 +94,27 @@ def say(sentence: str, style: str | None = None) -> None:
 
 
 def print_results(measured: "Evaluation | Training") -> None:
-    """Print AP, in percent, of every task and class as a table, and the calibration."""
+    """Print AP or the recall of proposals, in percent, as tables, and the calibration."""
     from rich.console import Console
     from rich.table import Table
 
     from bucketed_ranking.console import number
 
     console = Console()
+
+    def print_row(title: str, values: Mapping[str, float]) -> None:
+        table = Table(title=f"{title} (%) on {measured.dataset}", title_justify="left")
+        for name in values:
+            table.add_column(name, justify="right")
+        table.add_row(*map(number, values.values()))
+        console.print(table)
+
+    if recalls := getattr(measured, "box_proposals", None):
+        print_row("average recall of proposals", recalls)
     for task, found in (("bbox", measured.bbox), ("segm", measured.segm)):
         if found is None:
             continue
-        table = Table(title=f"{task} AP (%) on {measured.dataset}", title_justify="left")
-        for name in found.summary:
-            table.add_column(name, justify="right")
-        table.add_row(*map(number, found.summary.values()))
-        console.print(table)
+        print_row(f"{task} AP", found.summary)
         if found.per_class:
             classes = Table(title="AP per class", title_justify="left")
             classes.add_column("class")

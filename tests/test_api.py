@@ -264,3 +264,14 @@ def test_an_evaluation_returns_what_the_training_measured(mask_run, blobs, tmp_p
     assert said == [f"Evaluating {found.weights} (after 4 iterations) on {blobs}_val"]
     with pytest.raises(BucketRankError, match="neither a run's folder nor a config"):
         evaluate("no_such_run")
+
+
+def test_the_proposals_of_a_two_stage_detector_are_measured_on_their_own(mask_run, tmp_path):
+    found = evaluate(
+        mask_run.folder, output=tmp_path, device="cpu",
+        options={"MODEL.META_ARCHITECTURE": "ProposalNetwork"},
+    )  # fmt: skip
+    recalls = found.box_proposals
+    assert 0 < recalls["AR@100"] <= recalls["AR@1000"] <= 100
+    assert (found.bbox, found.segm) == (None, None)
+    assert json.loads((tmp_path / "results.json").read_text())["box_proposals"]["AR@100"] > 0

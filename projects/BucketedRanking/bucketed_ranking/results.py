@@ -82,6 +82,9 @@ class Evaluation(_Measured):
     """Their path or address."""
     skipped: Mapping[str, int]
     """Annotations and pictures that the data's checks left out, by reason."""
+    box_proposals: Mapping[str, float] | None
+    """Average recall of an RPN's boxes, in percent, "AR@100", ...; None: not measured, as it
+    is with MODEL.META_ARCHITECTURE "ProposalNetwork", and then alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

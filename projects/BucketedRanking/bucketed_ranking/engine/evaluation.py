@@ -230,7 +230,9 @@ def evaluate_model(
         of the kind), "per_class" AP by class name, "score_threshold", that of the best F1 at
         IoU 0.5, and "unreadable_images", the number of those left out. On LVIS APr, APc and APf
         too (rare, common, frequent classes); Cityscapes, which leaves none out, has AP and AP50
-        of "segm". Empty on all but the main process.
+        of "segm". MODEL.META_ARCHITECTURE "ProposalNetwork" has "box_proposals" alone: Detectron2's
+        average recall of its first 100 and 1,000 proposals a picture, "AR@100", "ARs@100", ...
+        Empty on all but the main process.
     """
     loader = build_detection_test_loader(cfg, dataset, mapper=EvaluationMapper(cfg))
     fork_workers(loader)
@@ -244,7 +246,10 @@ def evaluate_model(
     results = inference_on_dataset(model, loader, evaluator, callbacks)
     if on_matched is not None and (matched := evaluator.matched()) is not None:
         on_matched(matched)
-    return {task: _tidy(metrics) for task, metrics in results.items()}
+    return {
+        task: metrics if task == "box_proposals" else _tidy(metrics)
+        for task, metrics in results.items()
+    }
 
 
 def _tidy(metrics: dict[str, float]) -> dict[str, Any]:
