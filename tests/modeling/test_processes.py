@@ -18,9 +18,9 @@ SPLITS = {2: (((3, 2), (0,)), ((0,), (0, 0)), ((1, 0), (2, 4))), 4: (((2,), (0,)
 
 
 def _cases(
-    processes: int, detectors: tuple[str, ...], dtypes: tuple[torch.dtype, ...]
+    processes: int, detectors: tuple[str, ...], losses: tuple[str, ...], dtype: torch.dtype
 ) -> list[tuple]:
-    return list(product(detectors, EXACT, dtypes, [images_of], SPLITS[processes], [()]))
+    return list(product(detectors, losses, [dtype], [images_of], SPLITS[processes], [()]))
 
 
 def _extra_queries() -> tuple:
@@ -55,11 +55,13 @@ def _norm(tensors: Iterable[Tensor]) -> Tensor:
 
 def test_losses_and_gradients_are_those_of_one_process(relative_error: Callable) -> None:
     detectors = ("retinanet_tiny", "faster_rcnn_tiny", "cascade_mask_rcnn_tiny")
-    cases = _cases(2, detectors, (torch.float32, torch.float64))
+    cases = _cases(2, detectors, EXACT, torch.float32)
     _check(2, [*cases, _extra_queries()], relative_error)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", SPLITS)
-def test_so_are_those_of_every_detector(processes: int, relative_error: Callable) -> None:
-    _check(processes, _cases(processes, DETECTORS, (torch.float64,)), relative_error)
+@pytest.mark.parametrize(("processes", "losses"), [(2, EXACT), (4, ("rs-exact",))])
+def test_so_are_those_of_every_detector(
+    processes: int, losses: tuple[str, ...], relative_error: Callable
+) -> None:
+    _check(processes, _cases(processes, DETECTORS, losses, torch.float64), relative_error)

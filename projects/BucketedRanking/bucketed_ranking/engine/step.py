@@ -18,7 +18,6 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from .ema import WeightAverage
 from .failed_step import as_plain, save_step
 from .hooks import unwrap
 
@@ -108,7 +107,11 @@ class TrainingStep(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         self.cfg = cfg
         decay = cfg.SOLVER.EMA_DECAY
-        self.average = WeightAverage(unwrap(model), decay) if decay else None
+        self.average = None
+        if decay:
+            from .ema import WeightAverage  # timm takes a second to import
+
+            self.average = WeightAverage(unwrap(model), decay)
         self.guard = ForwardGuard(unwrap(model))
         self.grad_scaler = build_grad_scaler(cfg)
         self.skipped = 0
