@@ -7,6 +7,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PYTHON DETECTRON2
+# Else each of the many processes of the tests compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 python := .venv/bin/python
 # One worker a core, and one torch thread a worker (tests/conftest.py).

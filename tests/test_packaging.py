@@ -144,7 +144,7 @@ echo "$*" >> {calls}
 case "$*" in
     *"-m venv"*) exit {venv_status} ;;
     *"-m pip"*) exit 0 ;;
-    *version*detectron2*) exit 0 ;;
+    *version*detectron2* | *"import bucketed_ranking"*) exit 0 ;;
     *) exec {python} "$@" ;;
 esac
 """
@@ -225,7 +225,8 @@ def test_set_up_installs_detectron2_last_and_does_nothing_the_second_time(set_up
     first = set_up.run(PATH=set_up.bare_path())
     assert first.returncode == 0, first.stderr
     calls = set_up.calls.read_text()
-    assert calls.index("--editable") < calls.index("bucketrank doctor --install-detectron2\n")
+    detectron2 = calls.index("bucketrank doctor --install-detectron2\n")
+    assert calls.index("--editable") < detectron2 < calls.index("import bucketed_ranking")
 
     set_up.calls.unlink()
     second = set_up.run()

@@ -83,6 +83,9 @@ step() {
 }
 
 export PIP_CONSTRAINT=$PWD/constraints.txt
+# Of 12,000 files only those that are imported are compiled, once: `compile_imports`. Where this is
+# set, as in many containers, every process would do it anew, longer than all else of its start.
+unset PYTHONDONTWRITEBYTECODE
 install() {
     "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
         --no-build-isolation --no-compile "$@"
@@ -141,7 +144,13 @@ install_detectron2() {
         echo "setup: detectron2's C++ part is compiled now, which takes some minutes"
     step "detectron2 ($from)" "$venv/bin/bucketrank" doctor --install-detectron2 \
         ${DETECTRON2:+--detectron2-from "$DETECTRON2"} || detectron2_failed "$from"
+    compile_imports
     echo "${DETECTRON2:-}" >"$venv/.detectron2"
+}
+
+compile_imports() {
+    step "the first import, which compiles" \
+        "$venv/bin/python" -c 'import bucketed_ranking.engine.runs, timm' || packages_failed
 }
 
 detectron2_failed() {
