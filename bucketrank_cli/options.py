@@ -109,8 +109,10 @@ def print_results(measured: "Evaluation | Training") -> None:
         table.add_row(*map(number, values.values()))
         console.print(table)
 
-    if recalls := getattr(measured, "box_proposals", None):
-        print_row("average recall of proposals", recalls)
+    recalls = getattr(measured, "box_proposals", None) or {}
+    for limit in dict.fromkeys(name.partition("@")[2] for name in recalls):
+        which = {name: recall for name, recall in recalls.items() if name.endswith(f"@{limit}")}
+        print_row(f"average recall of {limit} proposals", which)
     for task, found in (("bbox", measured.bbox), ("segm", measured.segm)):
         if found is None:
             continue
