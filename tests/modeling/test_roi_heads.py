@@ -182,9 +182,9 @@ def test_each_stage_of_a_cascade_ranks_all_its_boxes_at_its_own_threshold(detect
     with EventStorage():
         heads(images, model.backbone(images.tensor), proposals, targets)
     assert len({id(p.criterion) for p in heads.box_predictor}) == 3
-    for threshold, (first, second) in zip(STAGES, seen, strict=True):
-        # The ground truth joined in the first stage.
-        assert (len(first), len(second)) == (4 + 1, 2)
+    for stage, (threshold, (first, second)) in enumerate(zip(STAGES, seen, strict=True)):
+        # The ground truth joins in every stage; those of earlier stages stay.
+        assert (len(first), len(second)) == (4 + 1 + stage, 2)
         best = pairwise_iou(targets[0].gt_boxes, first.proposal_boxes).amax(dim=0)
         assert (best[:4].round(decimals=2) == overlaps).all()
         assert ((first.gt_classes < NUM_CLASSES) == (best >= threshold)).all()

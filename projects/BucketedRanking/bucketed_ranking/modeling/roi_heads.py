@@ -11,6 +11,7 @@ from detectron2.modeling.roi_heads import (
     select_foreground_proposals,
 )
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead
+from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
@@ -173,9 +174,8 @@ class RankingROIHeads(_UnsampledROIHeads, StandardROIHeads):
 class RankingCascadeROIHeads(_UnsampledROIHeads, CascadeROIHeads):
     """:class:`CascadeROIHeads` that ranks all proposals x classes, in each stage on its own.
 
-    The ground truth joins the proposals of the first stage, as in Detectron2, and goes on as the
-    boxes that the stages make of it. (The published code gives it anew to each stage: no difference
-    was measured, docs/results/recipes.md.)
+    As in the bucketed losses' cascade, the ground truth is among the proposals of every stage, not
+    of the first alone: a stage whose predecessor is still bad would have no positives to rank.
     """
 
     @classmethod
@@ -194,3 +194,12 @@ class RankingCascadeROIHeads(_UnsampledROIHeads, CascadeROIHeads):
         empty one, as in :meth:`RankingRPN.predict_proposals`."""
         boxes = [each.detach().nan_to_num(0, 0, 0) for each in boxes]
         return super()._create_proposals_from_boxes(boxes, image_sizes)
+
+    def _match_and_label_boxes(self, proposals, stage, targets):
+        """See :meth:`CascadeROIHeads._match_and_label_boxes`."""
+        if self.proposal_append_gt:
+            proposals = [
+                Instances(p.image_size, proposal_boxes=Boxes.cat([p.proposal_boxes, t.gt_boxes]))
+                for p, t in zip(proposals, targets, strict=True)
+            ]
+        return super()._match_and_label_boxes(proposals, stage, targets)
