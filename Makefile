@@ -7,7 +7,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PYTHON DETECTRON2
-# Else each of the many processes of the tests compiles all that it imports.
+# Where it is set, as in many containers, every process compiles anew all that it imports, longer
+# than all else of its start.
 unexport PYTHONDONTWRITEBYTECODE
 
 python := .venv/bin/python

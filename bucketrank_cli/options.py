@@ -109,7 +109,7 @@ def print_results(measured: "Evaluation | Training") -> None:
         table.add_row(*map(number, values.values()))
         console.print(table)
 
-    recalls = getattr(measured, "box_proposals", None) or {}
+    recalls = measured.box_proposals
     for limit in dict.fromkeys(name.partition("@")[2] for name in recalls):
         which = {name: recall for name, recall in recalls.items() if name.endswith(f"@{limit}")}
         print_row(f"average recall of {limit} proposals", which)

@@ -83,9 +83,7 @@ step() {
 }
 
 export PIP_CONSTRAINT=$PWD/constraints.txt
-# Of 12,000 files only those that are imported are compiled, once: `compile_imports`. Where this is
-# set, as in many containers, every process would do it anew, longer than all else of its start.
-unset PYTHONDONTWRITEBYTECODE
+# Of 12,000 files only those that are imported are compiled, once: `compile_imports`.
 install() {
     "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
         --no-build-isolation --no-compile "$@"

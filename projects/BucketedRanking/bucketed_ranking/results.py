@@ -54,6 +54,9 @@ class _Measured:
     """Of boxes; None where they are not measured, as on Cityscapes."""
     segm: AveragePrecision | None
     """Of masks; None where the detector has none."""
+    box_proposals: Mapping[str, float]
+    """Average recall of an RPN's boxes, in percent, "AR@100", ...; empty: not measured, as it is
+    with MODEL.META_ARCHITECTURE "ProposalNetwork", and then alone."""
     calibration: Mapping[str, float]
     """See :func:`bucketed_ranking.engine.run_calibration.measure`; empty: not measured."""
     folder: Path
@@ -65,6 +68,7 @@ class _Measured:
         known: dict[str, Any] = {
             "bbox": AveragePrecision.from_results(results.get("bbox")),
             "segm": AveragePrecision.from_results(results.get("segm")),
+            "box_proposals": _numbers(results.get("box_proposals") or {}),
             "calibration": _numbers(results.get("calibration") or {}),
             "folder": folder,
         }
@@ -82,9 +86,6 @@ class Evaluation(_Measured):
     """Their path or address."""
     skipped: Mapping[str, int]
     """Annotations and pictures that the data's checks left out, by reason."""
-    box_proposals: Mapping[str, float] | None
-    """Average recall of an RPN's boxes, in percent, "AR@100", ...; None: not measured, as it
-    is with MODEL.META_ARCHITECTURE "ProposalNetwork", and then alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
