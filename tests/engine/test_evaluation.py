@@ -17,6 +17,7 @@ from bucketed_ranking.data.registry import add_dataset, find_dataset
 from bucketed_ranking.data.shapes.sampling import UniformSampler
 from bucketed_ranking.data.shapes.scene import draw_scene
 from bucketed_ranking.engine.evaluation import evaluate_model, write_results
+from tests.coco_blobs import write_blobs
 from tests.small_detectors import narrow_config
 
 
@@ -89,6 +90,35 @@ def test_no_detection_at_all_is_ap_0(val, tmp_path, config, tasks):
     results = evaluate_model(narrow_config(config, "brs"), Oracle(val, silent=True), val, tmp_path)
     assert set(results) == tasks
     assert all(metrics["AP"] == metrics["AP50"] == 0 for metrics in results.values())
+
+
+class ProposalOracle(Oracle):
+    """Proposes every object."""
+
+    def forward(self, batch):
+        outputs = []
+        for output in super().forward(batch):
+            found = output["instances"]
+            proposals = Instances(found.image_size)
+            proposals.proposal_boxes, proposals.objectness_logits = found.pred_boxes, found.scores
+            outputs.append({"proposals": proposals})
+        return outputs
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_proposals_of_a_picture_that_cannot_be_read_are_left_out(
+    bucketrank_home, tmp_path, caplog, index
+):
+    path = write_blobs(tmp_path / "few", 3, seed=1)
+    add_dataset(f"proposed_{index}", path, path.parent / "images")
+    name = register(f"proposed_{index}").name
+    model = ProposalOracle(name)
+    sorted((path.parent / "images").iterdir())[index].unlink()
+    with caplog.at_level("WARNING"):
+        found = evaluate_model(narrow_config("faster_rcnn_tiny", "brs"), model, name, tmp_path)
+    assert set(found) == {"box_proposals"}
+    assert found["box_proposals"]["AR@100"] == pytest.approx(100)
+    assert "1 of the 3 pictures to evaluate on cannot be read" in caplog.text
 
 
 @pytest.fixture(scope="module")

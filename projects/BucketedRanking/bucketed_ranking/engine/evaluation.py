@@ -67,14 +67,16 @@ class DetectionEvaluator(COCOEvaluator):
         for image, output in zip(inputs, outputs, strict=True):
             if "unreadable" in image:
                 why = {key: image[key] for key in ("image_id", "file_name", "unreadable")}
-                self._predictions.append({**why, "instances": []})
+                self._predictions.append({**why, **dict.fromkeys(output, ())})
             else:
                 super().process([image], [output])
 
+    def _eval_box_proposals(self, predictions):
+        super()._eval_box_proposals(self._leave_out_unreadable(predictions))
+
     def _eval_predictions(self, predictions, img_ids=None):
-        self._leave_out([p for p in predictions if "unreadable" in p], len(predictions))
         results = []
-        for prediction in predictions:
+        for prediction in self._leave_out_unreadable(predictions):
             found = prediction["instances"]
             if self._lvis_style:
                 found = sorted(found, key=lambda result: -result["score"])[:_LVIS_LIMIT]
@@ -93,18 +95,21 @@ class DetectionEvaluator(COCOEvaluator):
         """The boxes that were counted; None on all but the main process."""
         return _matched(self._evaluations["bbox"]) if self._evaluations else None
 
-    def _leave_out(self, unreadable: list[dict[str, Any]], total: int) -> None:
+    def _leave_out_unreadable(self, predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The predictions of pictures that could be read."""
+        unreadable = [p for p in predictions if "unreadable" in p]
         if unreadable:
             message = (
-                f"{len(unreadable)} of the {total} pictures to evaluate on cannot be read, such as "
-                f"{unreadable[0]['file_name']} ({unreadable[0]['unreadable']})"
+                f"{len(unreadable)} of the {len(predictions)} pictures to evaluate on cannot be "
+                f"read, such as {unreadable[0]['file_name']} ({unreadable[0]['unreadable']})"
             )
-            if len(unreadable) == total:
+            if len(unreadable) == len(predictions):
                 raise BucketRankError(f"{message}; `bucketrank dataset check` says why.")
             logger.warning("%s; the results leave them out", message)
         self._num_unreadable = len(unreadable)
         left_out = {prediction["image_id"] for prediction in unreadable}
         self._image_ids = [i for i in self._coco_api.getImgIds() if i not in left_out]
+        return [p for p in predictions if "unreadable" not in p]
 
     def _evaluate_task(self, results: list[dict[str, Any]], task: str) -> COCOeval_faster:
         # Small, medium and large masks are told by the area of their boxes, if they have any.
