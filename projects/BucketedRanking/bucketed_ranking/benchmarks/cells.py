@@ -19,8 +19,8 @@ from ..zoo import available_configs, find_config, list_configs
 EMBEDDED_DATASET = "shapes"
 DEFAULT_DETECTORS = ("retinanet_tiny", "faster_rcnn_tiny")
 DEFAULT_LOSSES = ("score", "ap", "bap", "rs", "brs", "rs-exact")
-# Of the tiny configs' own 800, so that the default grid is done in 45 minutes on two cores: with
-# 400 it took 48 (docs/results/tables.md).
+# Of the tiny configs' own 800, so that the default grid is done in 33 to 45 minutes on two cores
+# (docs/results/tables.md).
 EMBEDDED_ITERATIONS = 300
 _EVALUATIONS = 4
 _RANKING = "MODEL.RANKING."
