@@ -76,6 +76,24 @@ def test_self_balance_gives_the_box_loss_the_value_of_the_classification_loss():
     assert gradient is None or not gradient.any(), "the balance must be a constant to autograd"
 
 
+@pytest.mark.parametrize("self_balance", [True, False])
+def test_boxes_out_of_the_box_loss_are_ranked_but_get_no_gradient(self_balance):
+    head, chosen = one_head(), torch.tensor([True, False, True])
+    criterion = RankingCriterion(RankingLoss("brs"), box_weight=1.0, self_balance=self_balance)
+    losses, classification, scores, _, statistics = criterion(**head, in_box_loss=chosen)
+    each = generalized_box_iou_loss(head["pred_boxes"], TARGETS)[chosen]
+    expected = (scores[chosen] * each).sum() / scores[chosen].sum()
+    torch.testing.assert_close(statistics["box_error"], expected.detach())
+    expected = classification if self_balance else expected
+    torch.testing.assert_close(losses["loss_box_reg"], expected, check_stride=False)
+    assert statistics["num_positives"] == 3
+    gradient = torch.autograd.grad(losses["loss_box_reg"], head["pred_boxes"])[0]
+    assert gradient.any(dim=1).tolist() == chosen.tolist()
+    without = criterion(**head).losses
+    torch.testing.assert_close(losses["loss_rank"], without["loss_rank"])
+    torch.testing.assert_close(losses["loss_sort"], without["loss_sort"])
+
+
 def test_box_loss_of_ap_is_twice_the_score_weighted_giou_by_default():
     head = one_head()
     criterion = RankingCriterion(RankingLoss("bap"))

@@ -191,6 +191,29 @@ def test_each_stage_of_a_cascade_ranks_all_its_boxes_at_its_own_threshold(detect
         assert (second.gt_classes == NUM_CLASSES).all()
 
 
+def test_the_ground_truth_is_in_the_box_loss_of_the_first_stage_alone():
+    model = build("cascade_rcnn_tiny")
+    batch = random_batch((2, 1))
+    targets = [inputs["instances"] for inputs in batch]
+    images = model.preprocess_image(batch)
+    features = model.backbone(images.tensor)
+    # Nothing is proposed, and no stage makes anything of the ground truth: it is all that there is.
+    model.roi_heads._create_proposals_from_boxes = lambda boxes, sizes: [
+        Instances(size, proposal_boxes=Boxes(torch.empty(0, 4))) for size in sizes
+    ]
+    nothing = [
+        Instances(
+            t.image_size, proposal_boxes=Boxes(torch.empty(0, 4)), objectness_logits=torch.empty(0)
+        )
+        for t in targets
+    ]
+    with EventStorage():
+        _, losses = model.roi_heads(images, features, nothing, targets)
+    assert losses["loss_box_reg_stage0"] > 0
+    assert losses["loss_box_reg_stage1"] == losses["loss_box_reg_stage2"] == 0
+    assert all(losses[f"loss_rank_stage{stage}"] > 0 for stage in range(3))
+
+
 def test_a_cascade_averages_sigmoid_scores_and_takes_the_last_boxes():
     low = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "1.0"]
     model = build("cascade_rcnn_tiny", "brs", *low).eval()

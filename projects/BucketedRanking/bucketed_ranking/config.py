@@ -32,7 +32,7 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.RANKING.SCOPE = None
     # Scale the box loss to the value of the classification loss: RS in every step, aLRP by averages
     # over an epoch of training, from 50 in the first (the public aLRP code).
-    # None: on for RS and aLRP, off for AP (their papers). A mask head's loss is scaled in any case.
+    # None: on for RS and aLRP, off for AP (their papers). RankingMaskHead scales its own anyway.
     cfg.MODEL.RANKING.SELF_BALANCE = None
     # Factor on the box loss. None: 1 with SELF_BALANCE, else 2 (AP Loss in the bucketed paper).
     cfg.MODEL.RANKING.BOX_LOSS_WEIGHT = None

@@ -150,6 +150,7 @@ class RankingCriterion(nn.Module):
         pred_boxes: Tensor,
         target_boxes: Tensor,
         box_losses: Mapping[str, Tensor] | None = None,
+        in_box_loss: Tensor | None = None,
         group: "dist.ProcessGroup | None" = None,
     ) -> RankingResult:
         """Losses of one head.
@@ -164,6 +165,7 @@ class RankingCriterion(nn.Module):
                 weights, or a scalar, which the head has averaged itself (with a group: this
                 process' part, of which the sum over the processes is the loss). None:
                 "loss_box_reg", the GIoU loss [P].
+            in_box_loss: bool [P], whose boxes count in box losses [P], but for aLRP's; None: all.
             group: processes whose images are ranked together, by an exact loss; None: each process
                 ranks its own. All must make the call. Losses, classification and statistics are
                 then those of all images, the same on every process; their gradients are scaled for
@@ -201,14 +203,15 @@ class RankingCriterion(nn.Module):
         classification = torch.stack(list(losses.values())).sum().detach()
         scores = logits.detach()[positives]
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).sigmoid().amax(dim=1)
-        box_sums = [(scores * loss).sum() if loss.ndim else loss for loss in box_losses.values()]
-        own = scores.new_full((), len(scores)), qualities.sum(), scores.sum(), *box_sums
-        count, total_quality, total_score, *box_sums = sums_of_group(own, group)
+        weights = scores if in_box_loss is None else scores * in_box_loss
+        box_sums = [(weights * loss).sum() if loss.ndim else loss for loss in box_losses.values()]
+        own = scores.new_full((), len(scores)), qualities.sum(), weights.sum(), *box_sums
+        count, total_quality, total_weight, *box_sums = sums_of_group(own, group)
         for (name, given), box_sum in zip(box_losses.items(), box_sums, strict=True):
             if localisation is not None:
                 errors[name] = localisation
             else:
-                errors[name] = weighted_mean(box_sum, total_score) if given.ndim else box_sum
+                errors[name] = weighted_mean(box_sum, total_weight) if given.ndim else box_sum
             balance = self.self_balance and localisation is None
             loss = self_balanced(errors[name], classification) if balance else errors[name]
             losses[name] = self._box_weight(name) * loss

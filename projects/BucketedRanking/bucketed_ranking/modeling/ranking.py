@@ -98,9 +98,9 @@ class RankingHead:
         built = super().from_config(cfg, *args)
         return {**built, "criterion": build_criterion(cfg), "scope": ranking_scope(cfg), **kwargs}
 
-    def rank(self, name: str, *arguments: Tensor) -> RankingResult:
+    def rank(self, name: str, *arguments: Tensor, **options: Tensor | None) -> RankingResult:
         """See :meth:`RankingCriterion.forward`; statistics go into the storage under `name`."""
-        result = self.criterion(*arguments, group=ranking_group(self.scope))
+        result = self.criterion(*arguments, **options, group=ranking_group(self.scope))
         put_statistics(name, result.statistics)
         return result if self.balance is None else self.balance(result)
 

@@ -33,6 +33,8 @@ class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
     def losses(self, predictions, proposals):
         """See :meth:`FastRCNNOutputLayers.losses`; losses of :class:`RankingCriterion`.
 
+        The boxes of proposals whose field "in_box_loss" is False do not count in the box loss.
+
         For the mask head, proposals are given "scores" [Ri], the largest score of each positive
         (0 for the rest), and "classification_loss" [Ri], that of their ranking.
         """
@@ -50,7 +52,18 @@ class RankingFastRCNNOutputLayers(RankingHead, FastRCNNOutputLayers):
             deltas[torch.arange(len(deltas), device=deltas.device), columns],
             proposal_boxes[positives],
         )
-        result = self.rank("roi_head", logits, labels, positives, pred_boxes, gt_boxes[positives])
+        in_box_loss = None
+        if proposals[0].has("in_box_loss"):
+            in_box_loss = cat([p.in_box_loss for p in proposals])[positives]
+        result = self.rank(
+            "roi_head",
+            logits,
+            labels,
+            positives,
+            pred_boxes,
+            gt_boxes[positives],
+            in_box_loss=in_box_loss,
+        )
         scores = result.scores.new_zeros(len(labels)).index_copy(0, positives, result.scores)
         for each, part in zip(proposals, scores.split([len(p) for p in proposals]), strict=True):
             each.scores = part
@@ -175,7 +188,9 @@ class RankingCascadeROIHeads(_UnsampledROIHeads, CascadeROIHeads):
     """:class:`CascadeROIHeads` that ranks all proposals x classes, in each stage on its own.
 
     As in the bucketed losses' cascade, the ground truth is among the proposals of every stage, not
-    of the first alone: a stage whose predecessor is still bad would have no positives to rank.
+    of the first alone: a stage whose predecessor is still bad would have no positives to rank. In
+    later stages it is not in the box loss: scored highest, it would teach them to leave boxes where
+    they are (docs/results/recipes.md).
     """
 
     @classmethod
@@ -198,8 +213,12 @@ class RankingCascadeROIHeads(_UnsampledROIHeads, CascadeROIHeads):
     def _match_and_label_boxes(self, proposals, stage, targets):
         """See :meth:`CascadeROIHeads._match_and_label_boxes`."""
         if self.proposal_append_gt:
-            proposals = [
-                Instances(p.image_size, proposal_boxes=Boxes.cat([p.proposal_boxes, t.gt_boxes]))
-                for p, t in zip(proposals, targets, strict=True)
-            ]
+            joined = []
+            for each, target in zip(proposals, targets, strict=True):
+                boxes = Boxes.cat([each.proposal_boxes, target.gt_boxes])
+                in_box_loss = torch.arange(len(boxes), device=boxes.device) < len(each)
+                joined.append(
+                    Instances(each.image_size, proposal_boxes=boxes, in_box_loss=in_box_loss)
+                )
+            proposals = joined
         return super()._match_and_label_boxes(proposals, stage, targets)
