@@ -150,8 +150,8 @@ class RankingCriterion(nn.Module):
         pred_boxes: Tensor,
         target_boxes: Tensor,
         box_losses: Mapping[str, Tensor] | None = None,
-        in_box_loss: Tensor | None = None,
         group: "dist.ProcessGroup | None" = None,
+        in_box_loss: Tensor | None = None,
     ) -> RankingResult:
         """Losses of one head.
 
@@ -165,11 +165,11 @@ class RankingCriterion(nn.Module):
                 weights, or a scalar, which the head has averaged itself (with a group: this
                 process' part, of which the sum over the processes is the loss). None:
                 "loss_box_reg", the GIoU loss [P].
-            in_box_loss: bool [P], whose boxes count in box losses [P], but for aLRP's; None: all.
             group: processes whose images are ranked together, by an exact loss; None: each process
                 ranks its own. All must make the call. Losses, classification and statistics are
                 then those of all images, the same on every process; their gradients are scaled for
                 DistributedDataParallel, which averages them.
+            in_box_loss: bool [P], whose boxes count in box losses [P], but for aLRP's; None: all.
 
         Raises:
             ValueError: logits and labels do not fit each other, the box losses do not fit aLRP, or
