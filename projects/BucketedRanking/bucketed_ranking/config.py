@@ -38,7 +38,7 @@ def add_bucketed_ranking_config(cfg: CfgNode) -> None:
     cfg.MODEL.RANKING.BOX_LOSS_WEIGHT = None
     # Factor on all losses of a ranking RPN (RS Loss, Faster R-CNN).
     cfg.MODEL.RANKING.RPN_LOSS_WEIGHT = 0.2
-    # How many positives of a process' batch, drawn at random, train a ranking mask head (RS Loss):
+    # How many positives of a process' batch, drawn at random, train a mask head (RS Loss):
     # of each process' own, whatever the SCOPE, so W processes train on W times as many at most.
     cfg.MODEL.RANKING.MAX_MASKS = 200
     # Keys of the whole config and the values that they take when LOSS is a ranking loss: what the

@@ -96,7 +96,7 @@ class DetectionEvaluator(COCOEvaluator):
         return _matched(self._evaluations["bbox"]) if self._evaluations else None
 
     def _leave_out_unreadable(self, predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The predictions of pictures that could be read."""
+        """The predictions of pictures that could be read; counts the others, which it warns of."""
         unreadable = [p for p in predictions if "unreadable" in p]
         if unreadable:
             message = (

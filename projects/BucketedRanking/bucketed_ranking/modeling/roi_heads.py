@@ -189,8 +189,8 @@ class RankingCascadeROIHeads(_UnsampledROIHeads, CascadeROIHeads):
 
     As in the bucketed losses' cascade, the ground truth is among the proposals of every stage, not
     of the first alone: a stage whose predecessor is still bad would have no positives to rank. In
-    later stages it is not in the box loss: scored highest, it would teach them to leave boxes where
-    they are (docs/results/recipes.md).
+    later stages it is not in the box loss, where it could only teach them to leave boxes where they
+    are (docs/results/recipes.md).
     """
 
     @classmethod
