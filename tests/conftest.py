@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+try:
+    import torch
+except ImportError:  # then what needs it skips itself
+    torch = None
+if torch is None or not torch.cuda.is_available():
+    # Before triton is imported, by whatever test: its kernels run on the CPU then.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # A shared machine is slow at times, which is no failure; what CI finds must be found again.
 settings.register_profile("bucketrank", deadline=None, derandomize="CI" in os.environ)
 # BUCKETRANK_FUZZ=thorough: more than 10,000 cases in the fuzz tests, which takes most of an hour.
@@ -38,11 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
-    try:
-        import torch
-    except ImportError:
-        return
-    torch.set_num_threads(1)
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ from bucketed_ranking.criterion import (
     RankingCriterion,
     aligned_box_iou,
     dice_losses,
+    giou_losses,
     positive_rows,
     self_balanced,
 )
@@ -299,3 +300,18 @@ def test_wrong_shapes_are_told():
     head = one_head()
     with pytest.raises(ValueError, match=r"logits must be \[A, C\] and labels \[A\]"):
         RankingCriterion(RankingLoss("brs"))(**{**head, "labels": head["labels"][:-1]})
+
+
+@pytest.mark.parametrize("shape", [(0,), (200,), (3, 7)])
+def test_giou_losses_are_those_of_torchvision(shape):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, *shape, 4, generator=generator, dtype=torch.float64)
+    boxes, targets = box_convert(corners, "cxcywh", "xyxy").unbind()
+    boxes = boxes.requires_grad_()
+    pairs = []
+    for loss in (giou_losses, generalized_box_iou_loss):
+        each = loss(boxes, targets)
+        weights = torch.arange(each.numel(), dtype=each.dtype).view(each.shape)
+        pairs.append((each, *torch.autograd.grad((weights * each).sum(), boxes)))
+    for found, expected in zip(*pairs, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -131,7 +131,7 @@ def _marked_score_losses() -> Iterator[None]:
             (retinanet, "sigmoid_focal_loss_jit", CLASSIFICATION_MARK),
             (retinanet, "_dense_box_regression_loss", BOX_MARK),
             (quality, "sigmoid_focal_loss_jit", CLASSIFICATION_MARK),
-            (quality, "generalized_box_iou_loss", BOX_MARK),
+            (quality, "giou_losses", BOX_MARK),
             (fast_rcnn, "cross_entropy", CLASSIFICATION_MARK),
             (layers, "sigmoid_cross_entropy_loss", CLASSIFICATION_MARK),
             (layers, "box_reg_loss", BOX_MARK),

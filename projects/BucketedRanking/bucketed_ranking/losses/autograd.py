@@ -1,6 +1,9 @@
 """Where the losses meet autograd: one function that assigns the gradients of any ranking loss."""
 
+import warnings
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .exact import Bins
-from .objective import Algorithm, Objective, Terms
+from .objective import Algorithm, LogitsGrad, LogitsTables, Objective, Terms
 from .processes import gather_rows, sum_in_place
 from .relations import table_dtype
 
@@ -52,7 +55,7 @@ def ranking_losses(
     processes. Every process gets the same losses, and their gradients to its own logits.
     """
     # The losses set the precision of every step themselves; autocast must not change it.
-    with torch.autocast(logits.device.type, enabled=False):
+    with torch.autocast(logits.device.type, enabled=False), torch.cuda.device_of(logits):
         return _RankingFunction.apply(logits.reshape(-1), box_losses, participants, ranking, group)
 
 
@@ -78,6 +81,7 @@ class _RankingFunction(torch.autograd.Function):
         if positives.numel() == 0:
             terms, negative_grad = _rank_nothing(ranking.objective, positives, negatives, group)
         else:
+            ranking = ranking._replace(algorithm=_fastest(ranking.algorithm, logits))
             terms, negative_grad = _rank(ranking, positives, values, negatives, group)
         ctx.positive_grads = [grad[own] for grad in terms.positive_grads]
         ctx.box_grad = None if terms.box_grad is None else terms.box_grad[own]
@@ -85,21 +89,25 @@ class _RankingFunction(torch.autograd.Function):
         ctx.participants, ctx.chunk_size = participants, ranking.chunk_size
         ctx.lowest, ctx.places = negatives.lowest, negatives.places
         ctx.grad_like = logits.new_empty(0), logits.shape
-        ctx.save_for_backward(logits if callable(negative_grad) else None)
+        ctx.save_for_backward(None if isinstance(negative_grad, Tensor) else logits)
         return terms.losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        like, shape = ctx.grad_like
-        grad = like.new_zeros(shape)
-        if callable(ctx.negative_grad):
-            negatives = _Negatives(ctx.saved_tensors[0], ctx.participants, ctx.chunk_size)
+        (logits,) = ctx.saved_tensors
+        if isinstance(ctx.negative_grad, LogitsGrad):
+            grad = ctx.negative_grad.write(logits, ctx.participants.ignored, upstream[0])
+        else:
+            like, shape = ctx.grad_like
+            grad = like.new_zeros(shape)
+        if isinstance(ctx.negative_grad, Tensor):
+            grad.scatter_(0, ctx.places, (ctx.negative_grad * upstream[0]).to(grad.dtype))
+        elif callable(ctx.negative_grad):
+            negatives = _Negatives(logits, ctx.participants, ctx.chunk_size)
             for chunk in negatives.above(ctx.lowest):
                 values = ctx.negative_grad(chunk) * upstream[0]
                 grad.scatter_(0, negatives.places, values.to(grad.dtype))
-        else:
-            grad.scatter_(0, ctx.places, (ctx.negative_grad * upstream[0]).to(grad.dtype))
         # The losses share the positives, each with an upstream gradient of its own.
         positive_grad = torch.zeros_like(ctx.positive_grads[0])
         for part, scale in zip(ctx.positive_grads, upstream, strict=False):
@@ -125,28 +133,66 @@ def _rank(
     negatives: "_Negatives",
     group: "dist.ProcessGroup | None",
 ) -> tuple[Terms, Any]:
-    undefined = ~positives.isfinite().all()
-    # Where the ranking is undefined, any numbers do, but places computed from NaN would not.
-    positives = positives.nan_to_num(0, 0, 0)
-    delta = ranking.objective.delta
-    algorithm = ranking.algorithm(positives, delta)
-    for chunk in negatives.above(_lowest_relevant(positives, delta)):
-        undefined |= chunk.isnan().any()
-        algorithm.add(chunk)
+    algorithm, poison = _take_in(ranking, positives, negatives)
     if group is not None:
-        assert isinstance(algorithm, Bins)
+        assert isinstance(algorithm, Bins | LogitsTables)
         assert algorithm.negatives is not None
-        found = undefined.to(algorithm.positives.dtype)
-        sum_in_place([*algorithm.negatives, found], group)
-        undefined = found > 0
+        sum_in_place([*algorithm.negatives, poison], group)
     terms, negative_grad = algorithm.rank(ranking.objective, values)
     # Added to everything that comes out: a diverging model is to be seen, not ranked.
-    poison = torch.where(undefined, torch.nan, positives.new_zeros(()))
     return Terms(
-        tuple((loss + poison).to(poison.dtype) for loss in terms.losses),
+        tuple((loss + poison).to(positives.dtype) for loss in terms.losses),
         tuple(grad + poison for grad in terms.positive_grads),
         None if terms.box_grad is None else terms.box_grad + poison,
     ), negative_grad
+
+
+def _take_in(
+    ranking: Ranking, positives: Tensor, negatives: "_Negatives"
+) -> tuple[Algorithm, Tensor]:
+    """The algorithm with all negatives, and a scalar that is NaN where the ranking is undefined."""
+    kind, delta = ranking.algorithm, ranking.objective.delta
+    if issubclass(kind, LogitsTables):
+        tables = kind(positives, delta)
+        return tables, tables.read(negatives.logits, negatives.positives, negatives.ignored)
+    undefined = ~positives.isfinite().all()
+    # Where the ranking is undefined, any numbers do, but places computed from NaN would not.
+    positives = positives.nan_to_num(0, 0, 0)
+    algorithm = kind(positives, delta)
+    for chunk in negatives.above(_lowest_relevant(positives, delta)):
+        undefined |= chunk.isnan().any()
+        algorithm.add(chunk)
+    zero = positives.new_zeros((), dtype=table_dtype(positives))
+    return algorithm, torch.where(undefined, torch.nan, zero)
+
+
+def _fastest(algorithm: type[Algorithm], logits: Tensor) -> type[Algorithm]:
+    """The form of an algorithm that is fastest for such logits; the results are the same."""
+    if algorithm is Bins and logits.dtype != torch.float64 and _can_fuse(logits.device):
+        from .fused import FusedBins
+
+        return FusedBins
+    return algorithm
+
+
+@cache
+def _can_fuse(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a device; warns where they should and do not."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    from . import fused
+
+    try:
+        fused.try_out(device)
+    except Exception as error:  # an old GPU, no C compiler for Triton's launcher, ...
+        warnings.warn(
+            f"Triton's kernels do not run on {device} ({type(error).__name__}: {error}), so the "
+            "exact losses take PyTorch's operations: the same numbers, in several times the time.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _rank_nothing(
@@ -189,6 +235,8 @@ class _Negatives:
     def __init__(self, logits: Tensor, participants: Participants, chunk_size: int | None) -> None:
         self.logits, self.chunk_size = logits, chunk_size
         self.positives, self.ignored = participants.positives, participants.ignored
+        self.lowest: Tensor | float = torch.inf
+        self.places = self.positives[:0]
 
     def above(self, lowest: Tensor | float) -> Iterator[Tensor]:
         """Logits of the negatives that are not below ``lowest``, or NaN, chunk by chunk.
@@ -207,7 +255,7 @@ class _Negatives:
             torch.lt(chunk, lowest, out=selected[:-1])
             selected.logical_not_()
             outside = (self.positives < start) | (self.positives >= start + chunk.numel())
-            selected[torch.where(outside, chunk.numel(), self.positives - start)] = False
+            selected.index_fill_(0, torch.where(outside, chunk.numel(), self.positives - start), 0)
             selected = selected[:-1]
             if self.ignored is not None:
                 rows = self.ignored[start // stretch :][: chunk.numel() // stretch]

@@ -12,8 +12,18 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-NegativeGrad = Tensor | Callable[[Tensor], Tensor]
-"""Gradients of the negatives' logits [N], or the function that gives them for any of the logits."""
+
+class LogitsGrad(ABC):
+    """The gradient of a negative's logit as a function of it."""
+
+    @abstractmethod
+    def write(self, logits: Tensor, ignored: Tensor | None, upstream: Tensor) -> Tensor:
+        """[R]: the gradients of all logits as negatives, times the scalar ``upstream``; 0 where
+        ``ignored``, as of :meth:`LogitsTables.read`."""
+
+
+NegativeGrad = Tensor | Callable[[Tensor], Tensor] | LogitsGrad
+"""Gradients of the negatives' logits [N], or what gives them for any of the logits."""
 
 
 class Terms(NamedTuple):
@@ -134,3 +144,25 @@ class Tables(Algorithm):
     @abstractmethod
     def spread(self, share: Tensor) -> NegativeGrad:
         """For every negative j, the mean over the positives i of H(s_j - s_i) share_i."""
+
+
+class LogitsTables(Tables):
+    """An algorithm that finds the negatives among the logits itself.
+
+    Attributes:
+        negatives: sums over the negatives, which processes with the same positives may add up.
+    """
+
+    negatives: tuple[Tensor, ...] | None = None
+
+    def add(self, negatives: Tensor) -> None:
+        raise NotImplementedError("logits are read, negatives are not added")
+
+    @abstractmethod
+    def read(self, logits: Tensor, positives: Tensor, ignored: Tensor | None) -> Tensor:
+        """Take in the logits [R] but for the positives, int64 places [P], and what is ``ignored``:
+        bool, of how many equal stretches of logits, or None.
+
+        Returns:
+            Scalar: NaN if a logit that takes part is NaN or a positive's infinite, else 0.
+        """

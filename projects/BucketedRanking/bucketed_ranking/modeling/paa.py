@@ -10,9 +10,8 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
-from ..criterion import aligned_box_iou
+from ..criterion import aligned_box_iou, giou_losses
 from .matching import block_slices, bounded_pairwise_iou
 from .quality import QualityRetinaNet, smallest_of_each_level
 from .retinanet import RankingRetinaNet
@@ -164,7 +163,7 @@ class PAA(QualityRetinaNet):
             gamma=self.focal_loss_gamma,
         )
         pred_boxes = self.box2box_transform.apply_deltas(deltas, anchors.tensor)
-        boxes = generalized_box_iou_loss(pred_boxes, gt.gt_boxes.tensor[matched])
+        boxes = giou_losses(pred_boxes, gt.gt_boxes.tensor[matched])
         return focal.sum(dim=1) + boxes
 
     def qualities(self, anchors, pred_boxes, target_boxes):

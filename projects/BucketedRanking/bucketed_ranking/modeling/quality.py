@@ -11,9 +11,8 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
-from ..criterion import positive_rows
+from ..criterion import giou_losses, positive_rows
 from .ranking import positive_boxes
 
 _MIN_DENOMINATOR = 1e-6
@@ -161,7 +160,7 @@ class QualityRetinaNet(RetinaNet):
             self.box2box_transform, anchors, pred_deltas, gt_boxes, positives
         )
         qualities = self.qualities(anchor_boxes, pred_boxes.detach(), target_boxes)
-        box_losses = generalized_box_iou_loss(pred_boxes, target_boxes)
+        box_losses = giou_losses(pred_boxes, target_boxes)
         loss_quality = F.binary_cross_entropy_with_logits(
             cat(pred_qualities, dim=1).flatten()[positives].float(), qualities, reduction="sum"
         )

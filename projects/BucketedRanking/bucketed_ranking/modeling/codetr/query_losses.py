@@ -7,7 +7,7 @@ from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert
 
 from ...balance import EpochBalance
 from ...config import SCORE_LOSS, ranking_scope
@@ -17,6 +17,7 @@ from ...criterion import (
     CLASSIFICATION_MARK,
     RankingCriterion,
     RankingResult,
+    giou_losses,
     self_balanced,
     sums_of_group,
 )
@@ -84,7 +85,7 @@ class ScoreQueryLosses(nn.Module):
         with record_function(BOX_MARK):
             boxes, targets = _positive_boxes(predictions, assigned)
             l1 = (boxes - targets).abs().sum()
-            giou = generalized_box_iou_loss(_corners(boxes), _corners(targets), reduction="sum")
+            giou = giou_losses(_corners(boxes), _corners(targets)).sum()
         count = l1.new_tensor([assigned.positives.shape[1]])
         count = (differentiable_all_reduce(count) / comm.get_world_size()).clamp(min=1).squeeze()
         losses = {"loss_cls": loss_cls, "loss_bbox": l1, "loss_giou": giou}
@@ -163,7 +164,7 @@ class RankingQueryLosses(nn.Module):
         group = ranking_group(self.scope)
         if self.criterion.loss.objective != "alrp":
             with record_function(BOX_MARK):
-                giou = generalized_box_iou_loss(*corners, reduction="sum") / count.clamp(min=1)
+                giou = giou_losses(*corners).sum() / count.clamp(min=1)
             box_losses = {"loss_bbox": l1, "loss_giou": giou}
             return self.criterion(*ranked, *corners, box_losses, group)
         result = self.criterion(*ranked, *corners, group=group)
