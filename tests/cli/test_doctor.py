@@ -1,5 +1,6 @@
 """`bucketrank doctor`, and what it reports about where it runs."""
 
+import importlib
 import json
 from importlib.util import find_spec
 
@@ -121,3 +122,21 @@ def test_installing_passes_the_source_on_and_says_each_step(monkeypatch):
         assert result.exit_code == 0
         assert "Taking detectron2 from it" in result.stdout
     assert asked == [None, "a.whl"]
+
+
+def test_a_gpu_that_runs_no_kernels_can_be_trained_on(monkeypatch):
+    pytest.importorskip("triton", reason="triton is not installed")
+    fused = importlib.import_module("bucketed_ranking.losses.fused")
+    monkeypatch.setattr(fused, "try_out", lambda device: None)
+    assert report._kernels(1).state == "ok"
+
+    def fails(device):
+        raise RuntimeError("Failed to find C compiler.\nMore")
+
+    monkeypatch.setattr(fused, "try_out", fails)
+    finding = report._kernels(1)
+    assert not finding.prevents_training
+    assert finding.detail.startswith("RuntimeError: Failed to find C compiler.; so exact losses")
+    assert "gcc" in finding.remedy
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    assert "triton is not installed" in report._kernels(1).detail

@@ -55,7 +55,7 @@ def run_dir(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_epochs_and_sizes_are_printed_as_keys_and_key_value_wins(cells, tmp_path):
-    arguments = ["--dataset", "cells", "--seed", "3", "--output", tmp_path / "run"]
+    arguments = ["--dataset", "cells", "--device", "cpu", "--output", tmp_path / "run"]
     plain = ["--epochs", "1", "--batch-size", "5", "--image-size", "64", "--weights", "none"]
     # Of ten pictures; the pair at the end makes it three steps.
     options = [*NARROW, "SOLVER.IMS_PER_BATCH", "5", "SOLVER.MAX_ITER", "3"]
@@ -72,8 +72,8 @@ def test_epochs_and_sizes_are_printed_as_keys_and_key_value_wins(cells, tmp_path
 def test_without_a_config_one_is_chosen_and_it_is_said_why(cells, tmp_path):
     # Its backbone is made small, and random, by keys at the end of the line.
     options = ["MODEL.TIMM.NAME", "test_efficientnet", "MODEL.WEIGHTS", "", *SHORT]
-    arguments = ["--dataset", "cells", "--seed", "3", "--output", tmp_path / "run"]
-    result = invoke("train", *arguments, *options, "SOLVER.MAX_ITER", "1")
+    arguments = ["--dataset", "cells", "--device", "cpu", "--output", tmp_path / "run"]
+    result = invoke("train", *arguments, "--seed", "3", *options, "SOLVER.MAX_ITER", "1")
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.output.splitlines() if line.startswith("Chose")]
     assert "mask_rcnn_lite0_FPN --image-size 96 --epochs 480" in line

@@ -130,7 +130,26 @@ def _devices() -> list[Finding]:
         driver = get_nvidia_driver_version(run) or "unknown"
         detail = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, driver {driver}"
         findings.append(Finding("devices", f"cuda:{index}", "ok", detail))
+        findings.append(_kernels(index))
     return findings
+
+
+def _kernels(index: int) -> Finding:
+    """Whether a GPU runs the Triton kernels of the exact losses."""
+    import torch
+
+    name, slower = f"cuda:{index} kernels", "so exact losses take several times as long"
+    if find_spec("triton") is None:
+        return Finding("devices", name, "absent", f"triton is not installed, {slower}")
+    from .losses.fused import try_out
+
+    try:
+        try_out(torch.device("cuda", index))
+    except Exception as error:  # it may raise anything
+        sentence = f"{type(error).__name__}: {error}".splitlines()[0]
+        remedy = "Triton needs a C compiler (gcc, or CC=...) and a GPU that it knows"
+        return Finding("devices", name, "absent", f"{sentence}; {slower}", remedy)
+    return Finding("devices", name, "ok", "Triton runs those of the exact losses")
 
 
 def _configs() -> Finding:
