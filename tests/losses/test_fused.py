@@ -173,6 +173,23 @@ def test_two_runs_are_equal_in_every_bit(fused: ModuleType) -> None:
     assert all(torch.equal(each, found[0]) for each in found)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
+@pytest.mark.parametrize("name", ["ap-exact", "alrp-exact", "rs-exact"])
+def test_the_host_waits_for_nothing(fused: ModuleType, name: str) -> None:
+    logits = torch.randn(1000, 80, device=DEVICE, requires_grad=True)
+    positives, values = torch.arange(0, 80_000, 800, device=DEVICE), torch.rand(100, device=DEVICE)
+    ignored = torch.zeros(1000, dtype=torch.bool, device=DEVICE)
+    loss = RankingLoss(name)
+    for mode in ("default", "error"):  # kernels are compiled in the first
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            found = loss.forward_indexed(logits, positives, values, ignored, values)
+            sum(found.values()).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_every_kernel_compiles_for_a_gpu(repository: Path) -> None:
     """To machine code, with the arguments that it gets, by a process without the interpreter."""
     environment = {**os.environ, "PYTHONPATH": str(repository / "projects/BucketedRanking")}
