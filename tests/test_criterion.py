@@ -315,3 +315,12 @@ def test_giou_losses_are_those_of_torchvision(shape):
         pairs.append((each, *torch.autograd.grad((weights * each).sum(), boxes)))
     for found, expected in zip(*pairs, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_boxes_in_half_precision_overlap_as_in_float32(dtype):
+    boxes, targets = (torch.tensor([[0, 0, a, a]], dtype=dtype) for a in (300, 320))
+    torch.testing.assert_close(giou_losses(boxes, targets), 1 - aligned_box_iou(boxes, targets))
+    torch.testing.assert_close(
+        giou_losses(boxes, targets), giou_losses(boxes.float(), targets.float())
+    )

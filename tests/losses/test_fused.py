@@ -16,6 +16,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from bucketed_ranking.losses import RankingLoss, autograd
+from bucketed_ranking.losses.bucketed import Buckets
+from bucketed_ranking.losses.exact import Bins
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -101,22 +103,23 @@ def test_equals_the_definition(
         assert relative_error(one, other) <= tolerance
 
 
+@pytest.mark.parametrize("name", ["ap-exact", "alrp-exact", "rs-exact"])
 @pytest.mark.parametrize(
     ("place", "value", "seen"),
     [(0, torch.nan, True), (0, torch.inf, True), (4, -torch.inf, True), (1, torch.nan, True),
      (1, torch.inf, False), (5, torch.nan, False)],
 )  # fmt: skip
 def test_what_is_not_finite_is_seen(
-    fused: ModuleType, place: int, value: float, seen: bool
+    fused: ModuleType, name: str, place: int, value: float, seen: bool
 ) -> None:
     """Positives are the places 0 and 4, rows 2 and 3 are ignored; a positive in them takes part."""
     logits = torch.linspace(-1, 1, 8, device=DEVICE).view(4, 2)
     logits.view(-1)[place] = value
     ignored = torch.tensor([False, False, True, True], device=DEVICE)
-    positives, qualities = torch.tensor([4, 0], device=DEVICE), torch.ones(2, device=DEVICE)
+    positives, ones = torch.tensor([4, 0], device=DEVICE), torch.ones(2, device=DEVICE)
     logits.requires_grad_()
-    found = RankingLoss("rs-exact").forward_indexed(logits, positives, qualities, ignored)
-    assert [bool(value.isnan()) for value in found.values()] == [seen, seen]
+    found = RankingLoss(name).forward_indexed(logits, positives, ones, ignored, ones)
+    assert {bool(value.isnan()) for value in found.values()} == {seen}
     found["loss_rank"].backward()
     assert bool(logits.grad.view(-1)[positives].isnan().all()) is seen
 
@@ -155,6 +158,23 @@ def test_without_working_kernels_pytorch_does_the_same(fused: ModuleType) -> Non
             assert CAN_FUSE(device) is False
         assert CAN_FUSE(device) is False  # says so once
     assert CAN_FUSE(torch.device("cpu")) is False
+
+
+def test_kernels_are_tried_with_numbers_that_are_known(fused: ModuleType) -> None:
+    fused.try_out(torch.device(DEVICE))
+    with (
+        mock.patch.object(fused.kernels, "add_copies", mock.MagicMock()),
+        pytest.raises(RuntimeError, match="they give"),
+    ):
+        fused.try_out(torch.device(DEVICE))
+
+
+def test_more_positives_than_pairs_are_worth_take_the_tree(fused: ModuleType) -> None:
+    logits = torch.zeros(1, device=DEVICE)
+    assert autograd._form_of(Bins, logits, 1 << 15) is fused.FusedBins
+    assert autograd._form_of(Bins, logits, (1 << 15) + 1) is Bins
+    assert autograd._form_of(Bins, logits.double(), 1) is Bins
+    assert autograd._form_of(Buckets, logits, 1) is Buckets
 
 
 @pytest.mark.cuda
@@ -211,7 +231,9 @@ from bucketed_ranking.losses import RankingLoss, autograd, kernels
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16",
          torch.bfloat16: "bf16", torch.int64: "i64", torch.bool: "i1"}
 
-def type_of(value):
+def type_of(parameter, value):
+    if parameter.annotation_type:
+        return parameter.annotation_type
     if isinstance(value, torch.Tensor):
         return "*" + TYPES[value.dtype]
     return "i64" if abs(value) >= 2**31 else "i32"
@@ -226,8 +248,14 @@ class Compiled:
     def compile(self, *values, **options):
         names = self.kernel.arg_names
         given = {**dict(zip(names, values)), **options}
-        constants = {p.name: given[p.name] for p in self.kernel.params if p.is_constexpr}
-        types = {n: "constexpr" if n in constants else type_of(given[n]) for n in names}
+        constants, types = {}, {}
+        for p in self.kernel.params:
+            value = given[p.name]
+            one = isinstance(value, int) and value == 1 and not p.do_not_specialize
+            if p.is_constexpr or value is None or one:
+                constants[p.name], types[p.name] = value, "constexpr"
+            else:
+                types[p.name] = type_of(p, value)
         source = ASTSource(self.kernel, types, constexprs=constants)
         triton.compile(source, target=GPUTarget("cuda", 80, 32))
         print(self.kernel.__name__)
@@ -236,6 +264,8 @@ for name, kernel in list(vars(kernels).items()):
     if isinstance(kernel, triton.JITFunction) and not name.startswith("_"):
         setattr(kernels, name, Compiled(kernel))
 autograd._can_fuse = lambda device: True
+floats = [p.name for p in kernels.sum_pairs.kernel.params if p.annotation_type == "fp64"]
+assert floats == ["delta", "per_unit"]
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for delta in (0, 0.5):
         for ignored in (None, torch.zeros(100, dtype=torch.bool)):

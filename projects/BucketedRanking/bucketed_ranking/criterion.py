@@ -40,7 +40,7 @@ def positive_rows(labels: Tensor, num_classes: int) -> Tensor:
 
 def aligned_box_iou(boxes: Tensor, targets: Tensor) -> Tensor:
     """IoU of each box with the target of the same row; both [P, 4] as x1, y1, x2, y2 -> [P]."""
-    intersection, union = _overlaps(boxes, targets)
+    intersection, union = _overlaps(_precise(boxes), _precise(targets))
     return intersection / union.clamp(min=_MIN_DENOMINATOR)
 
 
@@ -50,6 +50,7 @@ def giou_losses(boxes: Tensor, targets: Tensor) -> Tensor:
     Rezatofighi et al., CVPR 2019. The numbers are those of torchvision's
     ``generalized_box_iou_loss``, which makes a GPU wait five times, and five times backward.
     """
+    boxes, targets = _precise(boxes), _precise(targets)
     intersection, union = _overlaps(boxes, targets)
     around = torch.cat(
         [torch.minimum(boxes, targets)[..., :2], torch.maximum(boxes, targets)[..., 2:]], dim=-1
@@ -57,6 +58,11 @@ def giou_losses(boxes: Tensor, targets: Tensor) -> Tensor:
     hull = _areas(around)
     outside = (hull - union) / (hull + _GIOU_EPSILON)
     return 1 - intersection / (union + _GIOU_EPSILON) + outside
+
+
+def _precise(boxes: Tensor) -> Tensor:
+    """In half precision areas overflow."""
+    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 def _overlaps(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

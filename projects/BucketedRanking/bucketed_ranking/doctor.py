@@ -141,9 +141,9 @@ def _kernels(index: int) -> Finding:
     name, slower = f"cuda:{index} kernels", "so exact losses take several times as long"
     if find_spec("triton") is None:
         return Finding("devices", name, "absent", f"triton is not installed, {slower}")
-    from .losses.fused import try_out
-
     try:
+        from .losses.fused import try_out
+
         try_out(torch.device("cuda", index))
     except Exception as error:  # it may raise anything
         sentence = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -52,7 +52,8 @@ def ap_loss(
         algorithm: "exact" (lossless buckets), "bucketed" (mean prototypes, as published) or "loop"
             (one positive at a time).
         chunk_size: how many logits "exact" looks at at once, to bound its working memory; the
-            result is the same, the negatives are sorted into bins twice. None: all.
+            result is the same, the negatives are sorted into bins twice. None: all. (The kernels
+            that a GPU takes need no such bound.)
 
     Returns:
         Scalar in [0, 1]; float32, or float64 for float64 logits. Zero without positives, NaN if a

@@ -3,8 +3,8 @@
 The bins and their sums are those of ``exact``. What differs suits a device that computes faster
 than it reads memory, and reads faster than it starts the next operation:
 
-- The logits are read once to be binned and once to be given their gradients. None is selected or
-  copied, so that the host never waits, and no memory grows with their number but the gradient.
+- The logits are read once to be binned and once to be given their gradients. None is selected,
+  so that the host need not wait; they are kept until backward.
 - What ``exact`` gets from prefix sums and a tree is summed pair by pair over the 2P borders and the
   P positives: O(P^2) in registers, one launch each, and sums of terms that are not negative, in
   which nothing can cancel.
@@ -12,7 +12,6 @@ than it reads memory, and reads faster than it starts the next operation:
   device adds them does not matter: two runs are equal in every bit.
 """
 
-import struct
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class FusedBins(LogitsTables):
         both = torch.cat([self._low, self._high]) if delta > 0 else self.positives
         self.borders = both.sort().values
         per_unit = 1 / (2 * delta) if delta > 0 else 0.0
-        self._pair = {"per_unit_bits": float_bits(per_unit), "STEP": delta == 0, **_PAIRS}
+        self._pair = {"per_unit": per_unit, "STEP": delta == 0, **_PAIRS}
         self._place = {
             "num_borders": len(self.borders),
             "first_step": 1 << len(self.borders).bit_length() - 1,
@@ -56,15 +55,14 @@ class FusedBins(LogitsTables):
         width = 2 * self.delta if self.delta > 0 else 1.0
         blocks, more = _blocks(count), _blocks(len(positives))
         kernels.bin_logits[(blocks + more,)](
-            logits.contiguous(), _or_else(ignored, logits), positives.contiguous(), self.borders,
-            sums, poison,
+            logits.contiguous(), ignored, positives.contiguous(), self.borders, sums, poison,
             num_logits=count, stretch=_stretch(logits, ignored), num_positives=len(positives),
-            blocks=blocks, copies=copies, units_bits=float_bits(most / width), most_units=most,
-            **self._place, IGNORES=ignored is not None, PEELED=_PEELED, BLOCK=_BLOCK,
+            blocks=blocks, copies=copies, most_units=most, units=most / width, **self._place,
+            PEELED=_PEELED, BLOCK=_BLOCK,
         )  # fmt: skip
         self.negatives = Histogram(*self.borders.new_empty(2, bins))
         kernels.add_copies[(-(-bins // 128),)](
-            sums, *self.negatives, bins, copies, float_bits(width / most), BLOCK=128
+            sums, *self.negatives, bins, copies, width / most, BLOCK=128
         )
         return poison
 
@@ -95,7 +93,7 @@ class FusedBins(LogitsTables):
         below, others = torch.empty_like(weights), torch.empty_like(weights)
         kernels.sum_pairs[(*_rows(len(keys)), len(weights))](
             self.positives, keys.contiguous(), weights.contiguous(), below, others, len(keys), sign,
-            delta_bits=float_bits(self.delta), **self._pair,
+            delta=self.delta, **self._pair,
         )  # fmt: skip
         return below, others
 
@@ -117,23 +115,25 @@ class FusedGradient(LogitsGrad):
     def write(self, logits: Tensor, ignored: Tensor | None, upstream: Tensor) -> Tensor:
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
         kernels.write_gradient[(_blocks(logits.numel()),)](
-            logits.contiguous(), _or_else(ignored, logits), *self._tables, upstream, grad,
-            logits.numel(), _stretch(logits, ignored), **self._place,
-            IGNORES=ignored is not None, BLOCK=_BLOCK,
+            logits.contiguous(), ignored, *self._tables, upstream, grad,
+            logits.numel(), _stretch(logits, ignored), **self._place, BLOCK=_BLOCK,
         )  # fmt: skip
         return grad
 
 
 def try_out(device: torch.device) -> None:
-    """Run a kernel; raises whatever keeps Triton from it."""
-    sums = torch.ones(2, dtype=torch.int64, device=device)
-    with torch.cuda.device(device):
-        kernels.add_copies[(1,)](sums, *torch.empty(2, 1).to(sums).double(), 1, 1, 0, BLOCK=128)
-
-
-def float_bits(value: float) -> int:
-    """The bits of a float64 as an integer."""
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+    """Run every kernel on a few logits; raises whatever keeps Triton from it."""
+    with torch.cuda.device_of(torch.empty(0, device=device)):
+        logits = torch.tensor([0.0, 1.0, 0.25, -9.0], device=device)
+        places = torch.tensor([0, 1], device=device)
+        for delta, expected in ((0.0, [1.0, 0.0]), (0.5, [0.75, 0.0])):
+            bins = FusedBins(logits[places], delta)
+            bins.read(logits, places, None)
+            bins.positives_above()
+            grad = bins.spread(torch.ones_like(bins.positives)).write(logits, None, logits[1])
+            found = [bins.negatives_above().tolist(), grad.tolist()[2:]]
+            if found != [expected, [expected[0] / 2, 0.0]]:
+                raise RuntimeError(f"they give {found} for delta {delta}")
 
 
 def _blocks(count: int) -> int:
@@ -146,8 +146,3 @@ def _rows(count: int) -> tuple[int]:
 
 def _stretch(logits: Tensor, ignored: Tensor | None) -> int:
     return 1 if ignored is None else max(1, logits.numel() // max(1, ignored.numel()))
-
-
-def _or_else(ignored: Tensor | None, logits: Tensor) -> Tensor:
-    """What a kernel that looks at nothing ignored may be given: any tensor."""
-    return logits if ignored is None else ignored.contiguous()

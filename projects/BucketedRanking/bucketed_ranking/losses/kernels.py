@@ -1,16 +1,15 @@
-"""The Triton kernels of ``fused``: what a GPU does in one launch each.
+"""The Triton kernels of ``fused``: what a GPU does in one launch each. All tables are float64.
 
-All tables are float64. Numbers that must not be rounded to float32, as Triton does with Python's,
-come as the bits of a float64 (``fused.float_bits``).
+Python's numbers would come as float32, but for the annotation "fp64". What changes from step to
+step is not specialised, or kernels would be compiled anew in the middle of a training.
 """
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _load_float(bits):
-    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+_SIZES_OF_BINNING = [
+    "num_logits", "num_positives", "num_borders", "first_step", "blocks", "copies", "most_units",
+]  # fmt: skip
 
 
 @triton.jit
@@ -28,12 +27,12 @@ def _count_borders_below(values, borders, num_borders, first_step, mask, INCLUSI
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES_OF_BINNING)
 def bin_logits(
     logits, ignored, positives, borders, sums, poison,
     num_logits, stretch, num_positives, num_borders, first_step,
-    blocks, copies, units_bits, most_units,
-    INCLUSIVE: tl.constexpr, IGNORES: tl.constexpr, PEELED: tl.constexpr, BLOCK: tl.constexpr,
+    blocks, copies, most_units, units: "fp64",
+    INCLUSIVE: tl.constexpr, PEELED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add each logit that takes part to its bin of ``sums`` [copies, K + 1, 2]: 1, and its distance
     from the border below in whole units. The last programs take the positives out again. A NaN, and
@@ -46,13 +45,13 @@ def bin_logits(
     lane = tl.arange(0, BLOCK)
     place = program.to(tl.int64) * BLOCK + lane
     mask = place < num_logits
-    number = (program - blocks) * BLOCK + lane
+    number = (program - blocks).to(tl.int64) * BLOCK + lane
     taken_out = (number >= 0) & (number < num_positives)
     place = tl.where(taken_out, tl.load(positives + number, mask=taken_out, other=0), place)
     mask |= taken_out
     value = tl.load(logits + place, mask=mask, other=0.0).to(tl.float32).to(tl.float64)
     undefined = taken_out & (value - value != 0)
-    if IGNORES:
+    if ignored is not None:
         mask &= tl.load(ignored + place // stretch, mask=mask, other=0) == 0
     undefined |= mask & (value != value)
     if tl.max(undefined.to(tl.int32), axis=0) > 0:
@@ -61,8 +60,8 @@ def bin_logits(
     relevant = mask & (bins > 0)
     below = tl.load(borders + bins - 1, mask=relevant, other=0.0)
     # Where no relation rises, the distance may be any: it is not looked at.
-    units = (value - below) * _load_float(units_bits) + 0.5
-    units = tl.where(relevant, tl.minimum(units, most_units.to(tl.float64)), 0.0).to(tl.int64)
+    distance = tl.minimum((value - below) * units + 0.5, most_units.to(tl.float64))
+    distance = tl.where(relevant, distance, 0.0).to(tl.int64)
     sign = tl.where(program < blocks, 1, -1).to(tl.int64)
     table = sums + (program % copies).to(tl.int64) * (2 * (num_borders + 1))
     for _ in tl.static_range(PEELED):
@@ -71,16 +70,16 @@ def bin_logits(
         count = tl.sum(same.to(tl.int64), axis=0)
         if count > 0:
             tl.atomic_add(table + 2 * lowest, sign * count, sem="relaxed")
-            distance = tl.sum(tl.where(same, units, 0), axis=0)
-            tl.atomic_add(table + 2 * lowest + 1, sign * distance, sem="relaxed")
+            total = tl.sum(tl.where(same, distance, 0), axis=0)
+            tl.atomic_add(table + 2 * lowest + 1, sign * total, sem="relaxed")
         relevant = relevant & (bins != lowest)
-    ones = tl.zeros_like(units) + sign
+    ones = tl.zeros_like(distance) + sign
     tl.atomic_add(table + 2 * bins, ones, mask=relevant, sem="relaxed")
-    tl.atomic_add(table + 2 * bins + 1, sign * units, mask=relevant, sem="relaxed")
+    tl.atomic_add(table + 2 * bins + 1, sign * distance, mask=relevant, sem="relaxed")
 
 
-@triton.jit
-def add_copies(sums, weights, offsets, num_bins, copies, unit_bits, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["num_bins", "copies"])
+def add_copies(sums, weights, offsets, num_bins, copies, unit: "fp64", BLOCK: tl.constexpr):
     """The tables' copies added up: numbers of logits and sums of distances, [K + 1] each."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = column < num_bins
@@ -91,7 +90,7 @@ def add_copies(sums, weights, offsets, num_bins, copies, unit_bits, BLOCK: tl.co
         number += tl.load(table + 2 * column, mask=mask, other=0)
         units += tl.load(table + 2 * column + 1, mask=mask, other=0)
     tl.store(weights + column, number.to(tl.float64), mask=mask)
-    tl.store(offsets + column, units.to(tl.float64) * _load_float(unit_bits), mask=mask)
+    tl.store(offsets + column, units.to(tl.float64) * unit, mask=mask)
 
 
 @triton.jit
@@ -105,13 +104,12 @@ def _rise(left, low, high, per_unit, STEP: tl.constexpr):
     return height, inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positives", "num_borders"])
 def sum_bins_above(
-    borders, weights, offsets, low, high, out, num_positives, num_borders, per_unit_bits,
+    borders, weights, offsets, low, high, out, num_positives, num_borders, per_unit: "fp64",
     STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """For every positive, the sum of H(x - s_i) over the logits x of a histogram."""
-    per_unit = _load_float(per_unit_bits)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     low_i = tl.load(low + row, mask=row < num_positives, other=0.0)[:, None]
     high_i = tl.load(high + row, mask=row < num_positives, other=0.0)[:, None]
@@ -127,14 +125,13 @@ def sum_bins_above(
     tl.store(out + row, tl.sum(total, axis=1), mask=row < num_positives)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positives", "num_borders"])
 def profile_bins(
-    borders, low, high, share, base, slope, num_positives, num_borders, per_unit_bits,
+    borders, low, high, share, base, slope, num_positives, num_borders, per_unit: "fp64",
     STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """In each of the K + 1 bins, the mean over the positives of H(x - s_i) share_i as base + slope
     x (distance of x from the border below)."""
-    per_unit = _load_float(per_unit_bits)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = (row > 0) & (row <= num_borders)
     left = tl.load(borders + row - 1, mask=valid, other=0.0)[:, None]
@@ -155,14 +152,14 @@ def profile_bins(
     tl.store(slope + row, mean, mask=row <= num_borders)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_points"])
 def sum_pairs(
-    scores, keys, weights, below, others, num_points, sign, delta_bits, per_unit_bits,
+    scores, keys, weights, below, others, num_points, sign,
+    delta: "fp64", per_unit: "fp64",
     STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """``dominance.dominance_sums`` of scores and keys times ``sign``; a program for each row of
     weights and ROWS points."""
-    delta, per_unit = _load_float(delta_bits), _load_float(per_unit_bits)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     number = tl.program_id(1)
     row_mask = row < num_points
@@ -192,18 +189,18 @@ def sum_pairs(
     tl.store(others + row, tl.sum(rest, axis=1), mask=row_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_logits", "num_borders", "first_step"])
 def write_gradient(
     logits, ignored, borders, base, slope, upstream, grad,
     num_logits, stretch, num_borders, first_step,
-    INCLUSIVE: tl.constexpr, IGNORES: tl.constexpr, BLOCK: tl.constexpr,
+    INCLUSIVE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of every logit as a negative: base + slope x distance in its bin, times the
     upstream gradient; 0 for those that take no part."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < num_logits
     mask = inside
-    if IGNORES:
+    if ignored is not None:
         mask &= tl.load(ignored + place // stretch, mask=inside, other=0) == 0
     value = tl.load(logits + place, mask=mask, other=0.0).to(tl.float32).to(tl.float64)
     bins = _count_borders_below(value, borders, num_borders, first_step, mask, INCLUSIVE)
