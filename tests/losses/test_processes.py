@@ -10,7 +10,7 @@ from torch import Tensor
 from bucketed_ranking.losses import RankingLoss
 from bucketed_ranking.losses.processes import AT_ONCE
 from tests.losses.conftest import Case
-from tests.processes import rank_parts, run_processes
+from tests.processes import rank_parts, rank_parts_by_kernels, run_processes
 
 LOSSES = ("ap-exact", "alrp-exact", "rs-exact")
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -66,7 +66,22 @@ def test_losses_and_gradients_are_those_of_one_process(
     processes: int, make_case: Callable, relative_error: Callable
 ) -> None:
     cases = _cases(make_case, processes)
-    results = run_processes(processes, rank_parts, cases)
+    _check(cases, run_processes(processes, rank_parts, cases), relative_error)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without")
+def test_kernels_give_what_one_process_has(make_case: Callable, relative_error: Callable) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    cases = [
+        {"loss": loss, "options": {}, "how": how,
+         "parts": _split(make_case(12, 60, "quarters", ignored=4, dtype=torch.float32), 2, how)}
+        for loss in LOSSES
+        for how in ("even", "no positives", "nothing")
+    ]  # fmt: skip
+    _check(cases, run_processes(2, rank_parts_by_kernels, cases), relative_error)
+
+
+def _check(cases: list[dict[str, Any]], results: list, relative_error: Callable) -> None:
     for case, *found in zip(cases, *results, strict=True):
         what = case["loss"], case["options"], case["how"]
         expected = _one_process(case["loss"], case["options"], case["parts"])
