@@ -12,17 +12,17 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from itertools import product
+from statistics import median
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from bucketed_ranking.benchmarks import loss_cases, timing
 from bucketed_ranking.benchmarks.loss_cases import Case, GridPoint, LossCalls, make_case
-from bucketed_ranking.benchmarks.timing import timed
+from bucketed_ranking.benchmarks.timing import TimingOptions
 from bucketed_ranking.losses import RankingLoss, autograd
 
 DEVICE = torch.device("cuda")
@@ -142,29 +142,19 @@ def check_launches() -> None:
 
 def check_focal() -> None:
     """Medians of nine, milliseconds, forward and backward."""
-    from fvcore.nn import sigmoid_focal_loss
-
-    def median(call: Callable[[], object]) -> float:
-        for _ in range(4):
-            call()
-        return 1e3 * sorted(timed(call, DEVICE) for _ in range(9))[4]
-
-    compiled = torch.compile(sigmoid_focal_loss, dynamic=True)
+    options = TimingOptions(repeats=9, warmup=4)
+    compiled = torch.compile(loss_cases._focal_loss(), dynamic=True)
     for negatives in (1e6, 1e7, 1e8):
-        case = made("trained", 1000, negatives)
-        logits, targets = case.logits.clone().requires_grad_(), case.dense_targets()
-
-        def focal(loss: Callable[..., Tensor], logits: Tensor, targets: Tensor) -> None:
-            (loss(logits, targets, alpha=0.25, gamma=2, reduction="sum") / 1000).backward()
-            logits.grad = None
-
-        times = [median(partial(focal, f, logits, targets)) for f in (sigmoid_focal_loss, compiled)]
-        ours = median(LossCalls(case).build("rs-exact"))
-        print(
-            f"N = {negatives:.0e}: focal {times[0]:.2f}, compiled {times[1]:.2f}, "
-            f"rs-exact {ours:.2f} ms",
-            flush=True,
-        )
+        cases = LossCalls(made("trained", 1000, negatives))
+        calls = {name: cases.build(name) for name in ("focal", "rs-exact")}
+        with mock.patch.object(loss_cases, "_focal_loss", return_value=compiled):
+            calls["compiled"] = cases.build("focal")
+        timings = [timing.Timing(name) for name in calls]
+        for each in timings:
+            timing.warm_up(each, calls[each.name], DEVICE, options)
+        timing.time_calls(timings, calls, DEVICE, options)
+        found = ", ".join(f"{each.name} {1e3 * median(each.seconds):.2f}" for each in timings)
+        print(f"N = {negatives:.0e}: {found} ms", flush=True)
 
 
 CHECKS = {

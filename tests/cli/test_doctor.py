@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from bucketed_ranking import detectron2_setup
 from bucketed_ranking import doctor as report
 from bucketed_ranking.doctor import Finding
+from bucketed_ranking.losses import autograd
 from bucketrank_cli.main import app
 
 OK = Finding("software", "torch", "ok", "2.15.0")
@@ -138,5 +139,5 @@ def test_a_gpu_that_runs_no_kernels_can_be_trained_on(monkeypatch):
     assert not finding.prevents_training
     assert finding.detail.startswith("RuntimeError: Failed to find C compiler.; so exact losses")
     assert "gcc" in finding.remedy
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr(autograd, "find_spec", lambda name: None)
     assert "triton is not installed" in report._kernels(1).detail

@@ -113,8 +113,7 @@ def test_overfitting_one_batch_lowers_every_loss(detector):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     batch = random_batch()
     history = []
-    # Which boxes are positive in later stages of a cascade changes with the boxes.
-    for _ in range(80 if "cascade" in detector else 40):
+    for _ in range(40):
         with EventStorage(WRITE_PERIOD - 1) as storage:
             losses = model(batch)
         optimizer.zero_grad()

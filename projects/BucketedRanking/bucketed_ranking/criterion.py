@@ -213,8 +213,6 @@ class RankingCriterion(nn.Module):
                 f"logits must be [A, C] and labels [A], got {tuple(logits.shape)} and "
                 f"{tuple(labels.shape)}"
             )
-        precision = torch.promote_types(pred_boxes.dtype, torch.float32)
-        pred_boxes, target_boxes = pred_boxes.to(precision), target_boxes.to(precision)
         qualities = aligned_box_iou(pred_boxes.detach(), target_boxes).clamp(_MIN_QUALITY, 1.0)
         if box_losses is None:
             with record_function(BOX_MARK):

@@ -138,18 +138,15 @@ def _kernels(index: int) -> Finding:
     """Whether a GPU runs the Triton kernels of the exact losses."""
     import torch
 
-    name, slower = f"cuda:{index} kernels", "so exact losses take several times as long"
-    if find_spec("triton") is None:
-        return Finding("devices", name, "absent", f"triton is not installed, {slower}")
-    try:
-        from .losses.fused import try_out
+    from .losses.autograd import obstacle_to_kernels
 
-        try_out(torch.device("cuda", index))
-    except Exception as error:  # it may raise anything
-        sentence = f"{type(error).__name__}: {error}".splitlines()[0]
-        remedy = "Triton needs a C compiler (gcc, or CC=...) and a GPU that it knows"
-        return Finding("devices", name, "absent", f"{sentence}; {slower}", remedy)
-    return Finding("devices", name, "ok", "Triton runs those of the exact losses")
+    name = f"cuda:{index} kernels"
+    obstacle = obstacle_to_kernels(torch.device("cuda", index))
+    if obstacle is None:
+        return Finding("devices", name, "ok", "Triton runs those of the exact losses")
+    detail = f"{obstacle}; so exact losses take several times as long"
+    remedy = "Triton needs a C compiler (gcc, or CC=...) and a GPU that it knows"
+    return Finding("devices", name, "absent", detail, remedy)
 
 
 def _configs() -> Finding:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .exact import Bins
-from .objective import Algorithm, LogitsGrad, LogitsTables, Objective, Terms
+from .objective import Algorithm, LogitsGrad, LogitsTables, Objective, Terms, stretch_of
 from .processes import gather_rows, sum_in_place
 from .relations import table_dtype
 
@@ -190,19 +190,28 @@ def _can_fuse(device: torch.device) -> bool:
     """Whether Triton's kernels run on a device; warns where they should and do not."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False
+    obstacle = obstacle_to_kernels(device)
+    if obstacle is not None:
+        warnings.warn(
+            f"Triton's kernels do not run on {device} ({obstacle}), so the exact losses take "
+            "PyTorch's operations, which gives the same, but not as fast.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return obstacle is None
+
+
+def obstacle_to_kernels(device: torch.device) -> str | None:
+    """What keeps Triton's kernels from running on a GPU, in a few words; None: nothing."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
     try:
         from .fused import try_out
 
         try_out(device)
     except Exception as error:  # an old GPU, no C compiler for Triton's launcher, ...
-        warnings.warn(
-            f"Triton's kernels do not run on {device} ({type(error).__name__}: {error}), so the "
-            "exact losses take PyTorch's operations, which gives the same, but not as fast.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
 
 
 def _rank_nothing(
@@ -256,7 +265,7 @@ class _Negatives:
         """
         self.lowest = lowest
         total = self.logits.numel()
-        stretch = 1 if self.ignored is None else max(1, total // max(1, self.ignored.numel()))
+        stretch = stretch_of(self.logits, self.ignored)
         size = total if self.chunk_size is None else max(1, self.chunk_size // stretch) * stretch
         for start in range(0, max(1, total), max(1, size)):
             chunk = self.logits[start : start + size]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import kernels
 from .exact import Histogram
-from .objective import LogitsGrad, LogitsTables
+from .objective import LogitsGrad, LogitsTables, stretch_of
 
 # Copies of the table of sums: on an H200, 1e8 logits of a trained detector are binned in 36 ms with
 # one, 7 with 8, 2.1 with 64 and 1.3 with 256. A table a program would cost memory and time itself.
@@ -56,7 +56,7 @@ class FusedBins(LogitsTables):
         blocks, more = _blocks(count), _blocks(len(positives))
         kernels.bin_logits[(blocks + more,)](
             logits.contiguous(), ignored, positives.contiguous(), self.borders, sums, poison,
-            num_logits=count, stretch=_stretch(logits, ignored), num_positives=len(positives),
+            num_logits=count, stretch=stretch_of(logits, ignored), num_positives=len(positives),
             blocks=blocks, copies=copies, most_units=most, units=most / width, **self._place,
             PEELED=_PEELED, BLOCK=_BLOCK,
         )  # fmt: skip
@@ -116,7 +116,7 @@ class FusedGradient(LogitsGrad):
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
         kernels.write_gradient[(_blocks(logits.numel()),)](
             logits.contiguous(), ignored, *self._tables, upstream, grad,
-            logits.numel(), _stretch(logits, ignored), **self._place, BLOCK=_BLOCK,
+            logits.numel(), stretch_of(logits, ignored), **self._place, BLOCK=_BLOCK,
         )  # fmt: skip
         return grad
 
@@ -142,7 +142,3 @@ def _blocks(count: int) -> int:
 
 def _rows(count: int) -> tuple[int]:
     return (-(-count // _PAIRS["ROWS"]),)
-
-
-def _stretch(logits: Tensor, ignored: Tensor | None) -> int:
-    return 1 if ignored is None else max(1, logits.numel() // max(1, ignored.numel()))

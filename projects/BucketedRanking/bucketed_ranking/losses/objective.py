@@ -26,6 +26,11 @@ NegativeGrad = Tensor | Callable[[Tensor], Tensor] | LogitsGrad
 """Gradients of the negatives' logits [N], or what gives them for any of the logits."""
 
 
+def stretch_of(logits: Tensor, ignored: Tensor | None) -> int:
+    """How many logits each of ``ignored``, bool of equal stretches of ``logits``, stands for."""
+    return 1 if ignored is None else max(1, logits.numel() // max(1, ignored.numel()))
+
+
 class Terms(NamedTuple):
     """The losses of an objective, and the gradients that they assign for an upstream gradient of 1.
 
